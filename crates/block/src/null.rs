@@ -1,0 +1,135 @@
+//! A device without a medium: everything succeeds at once. For measuring all that lies above.
+//!
+//! A read leaves the buffer as it is, which is what makes it free. **So a host that reads from a
+//! null device sees what the buffer's last user left there, another host's data perhaps.** It is a
+//! measuring instrument, for hosts that trust each other.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::{
+    BlockDevice, BlockError, BlockQueue, Completion, Deallocation, Geometry, Operation, Properties,
+    Token,
+};
+
+/// A device of any size that holds nothing.
+#[derive(Debug)]
+pub struct NullDevice {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    name: String,
+    geometry: Geometry,
+    properties: Properties,
+}
+
+impl NullDevice {
+    /// A null device of `size` bytes, rounded down to whole blocks.
+    ///
+    /// # Errors
+    /// [`BlockError::Unsuitable`] for a block size other than 512 and 4096, or no block at all.
+    pub fn new(name: &str, size: u64, block_size: u32) -> Result<NullDevice, BlockError> {
+        let geometry = Geometry::of_new_device(name, size, block_size)?;
+        let properties = Properties {
+            read_only: false,
+            volatile_write_cache: false,
+            deallocation: Some(Deallocation { reads_zero: false, granularity: 1 }),
+            memory_alignment: 1,
+            optimal_blocks: 1,
+            description: "null: nothing is kept, everything succeeds".to_owned(),
+        };
+        let inner = Inner { name: name.to_owned(), geometry, properties };
+        Ok(NullDevice { inner: Arc::new(inner) })
+    }
+
+    /// A queue; it needs nothing of the reactor.
+    pub fn queue(&self) -> Box<dyn BlockQueue> {
+        let device = Arc::clone(&self.inner);
+        Box::new(NullQueue { device, done: VecDeque::new() })
+    }
+}
+
+impl BlockDevice for NullDevice {
+    fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.inner.geometry
+    }
+
+    fn properties(&self) -> &Properties {
+        &self.inner.properties
+    }
+
+    fn open_queue(&self, _local: &reactor::Local) -> Result<Box<dyn BlockQueue>, BlockError> {
+        Ok(self.queue())
+    }
+}
+
+#[derive(Debug)]
+struct NullQueue {
+    device: Arc<Inner>,
+    done: VecDeque<Completion>,
+}
+
+impl BlockQueue for NullQueue {
+    fn submit(&mut self, operation: Operation) {
+        let result = operation.admit(self.device.geometry, &self.device.properties);
+        self.done.push_back(Completion { token: operation.token, result });
+    }
+
+    fn poll(&mut self, max: usize, done: &mut dyn FnMut(Completion)) -> usize {
+        let count = max.min(self.done.len());
+        self.done.drain(..count).for_each(done);
+        count
+    }
+
+    fn cancel(&mut self, _token: Token) -> bool {
+        false
+    }
+
+    fn outstanding(&self) -> usize {
+        self.done.len()
+    }
+
+    fn needs_poll(&self) -> bool {
+        !self.done.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Data, ErrorKind, Kind};
+
+    #[test]
+    fn everything_in_range_completes_once_and_in_order() {
+        let device = NullDevice::new("null0", 1 << 20, 4096).unwrap();
+        assert_eq!(device.geometry().blocks, 256);
+        let mut queue = device.queue();
+        for (token, lba) in [(7, 0), (8, 256), (9, 255)] {
+            let (kind, data) = (Kind::Verify, Data::none());
+            queue.submit(Operation { token: Token(token), kind, lba, blocks: 1, data, fua: false });
+        }
+        assert_eq!(queue.outstanding(), 3);
+        let mut seen = Vec::new();
+        assert_eq!(queue.poll(2, &mut |completion| seen.push(completion)), 2);
+        assert!(queue.needs_poll());
+        assert_eq!(queue.poll(2, &mut |completion| seen.push(completion)), 1);
+        assert_eq!(queue.poll(2, &mut |completion| seen.push(completion)), 0);
+        let expected = [(7, Ok(())), (8, Err(ErrorKind::OutOfRange)), (9, Ok(()))]
+            .map(|(token, result)| Completion { token: Token(token), result });
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn odd_shapes_are_refused_by_name() {
+        let error = NullDevice::new("null0", 1 << 20, 1024).unwrap_err().to_string();
+        assert!(error.contains("null0") && error.contains("1024"), "{error}");
+        let error = NullDevice::new("null0", 4095, 4096).unwrap_err().to_string();
+        assert!(error.contains("4095"), "{error}");
+    }
+}

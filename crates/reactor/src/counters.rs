@@ -1,0 +1,188 @@
+//! What a reactor counts. One writer, its own thread; any thread may read.
+//!
+//! All accesses are relaxed: the figures are statistics, nothing is ordered by them. With one
+//! writer an increment is a load and a store, without the locked instruction of `fetch_add`.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crossbeam::utils::CachePadded;
+
+use crate::{Clock, Instant};
+
+/// The length of a window over which the busy share is measured.
+const WINDOW: Duration = Duration::from_millis(20);
+
+/// Declares the counters once: as atomics, as plain values, and the way from the one to the other.
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A reactor's counters.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters { $(pub(crate) $name: Counter,)* }
+
+        /// A reactor's counters at one moment, since its start.
+        #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+        pub struct CounterValues { $($(#[$doc])* pub $name: u64,)* }
+
+        impl Counters {
+            pub(crate) fn values(&self) -> CounterValues {
+                CounterValues { $($name: self.$name.value(),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Turns taken.
+    turns,
+    /// Turns in which something was done.
+    busy_turns,
+    /// Times it went to sleep.
+    sleeps,
+    /// Times another thread had to wake it by its eventfd.
+    wakeups,
+    /// Mailbox messages run.
+    messages,
+    /// `epoll_wait` calls, those that slept included.
+    epoll_calls,
+    /// `io_uring_enter` calls.
+    ring_enters,
+    /// Jobs given to the worker threads.
+    offloads,
+}
+
+/// One counter with one writer.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, count: u64) {
+        let sum = self.0.load(Ordering::Relaxed).wrapping_add(count);
+        self.0.store(sum, Ordering::Relaxed);
+    }
+
+    fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How loaded a reactor is, for placing queues.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Queues placed on it.
+    pub queues: u32,
+    /// The share of recent time in which it did something, in thousandths.
+    pub busy: u32,
+}
+
+/// The published load of a reactor.
+#[derive(Debug)]
+pub(crate) struct SharedLoad {
+    clock: Clock,
+    queues: AtomicU32,
+    busy: CachePadded<PublishedBusy>,
+}
+
+#[derive(Debug, Default)]
+struct PublishedBusy {
+    permille: AtomicU32,
+    /// When the window ended that `permille` was measured over.
+    until: AtomicU64,
+}
+
+impl SharedLoad {
+    pub(crate) fn new(clock: Clock) -> SharedLoad {
+        SharedLoad { clock, queues: AtomicU32::new(0), busy: CachePadded::default() }
+    }
+
+    /// A queue was placed on (or reserved for) this reactor. Any thread.
+    pub(crate) fn queue_added(&self) {
+        self.queues.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A queue is gone. Any thread.
+    pub(crate) fn queue_removed(&self) {
+        let _ = self
+            .queues
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |queues| queues.checked_sub(1));
+    }
+
+    pub(crate) fn load(&self) -> Load {
+        let measured = u64::from(self.busy.permille.load(Ordering::Relaxed));
+        let until = Instant::from_nanos(self.busy.until.load(Ordering::Relaxed));
+        // A reactor that sleeps publishes nothing: the older the figure, the less of it is left.
+        let window = u64::try_from(WINDOW.as_nanos()).unwrap_or(u64::MAX);
+        let age = u64::try_from(self.clock.now().since(until).as_nanos()).unwrap_or(u64::MAX);
+        let busy = measured * window / window.max(age);
+        Load {
+            queues: self.queues.load(Ordering::Relaxed),
+            busy: u32::try_from(busy).unwrap_or(1000),
+        }
+    }
+
+    fn publish(&self, permille: u32, until: Instant) {
+        self.busy.permille.store(permille, Ordering::Relaxed);
+        self.busy.until.store(until.as_nanos(), Ordering::Relaxed);
+    }
+}
+
+/// The reactor's side of the busy share: adds up turns and publishes once per window.
+#[derive(Debug)]
+pub(crate) struct BusyMeter {
+    started: Instant,
+    last: Instant,
+    busy: Duration,
+}
+
+impl BusyMeter {
+    pub(crate) fn new(now: Instant) -> BusyMeter {
+        BusyMeter { started: now, last: now, busy: Duration::ZERO }
+    }
+
+    /// The time since the last call was spent on work, or was not.
+    pub(crate) fn passed(&mut self, now: Instant, working: bool, load: &SharedLoad) {
+        if working {
+            self.busy += now.since(self.last);
+        }
+        self.last = now;
+        let window = now.since(self.started);
+        if window >= WINDOW {
+            let permille = self.busy.as_nanos().saturating_mul(1000) / window.as_nanos().max(1);
+            load.publish(u32::try_from(permille).unwrap_or(1000).min(1000), now);
+            self.started = now;
+            self.busy = Duration::ZERO;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SimulatedClock;
+
+    #[test]
+    fn the_busy_share_is_measured_and_fades_in_sleep() {
+        let time = SimulatedClock::new();
+        let load = SharedLoad::new(time.clock());
+        let mut meter = BusyMeter::new(time.now());
+        for turn in 0..8 {
+            time.advance(WINDOW / 4);
+            meter.passed(time.now(), turn % 2 == 0, &load);
+        }
+        assert_eq!(load.load().busy, 500);
+        time.advance(WINDOW * 10);
+        assert_eq!(load.load().busy, 50);
+        meter.passed(time.now(), false, &load);
+        assert_eq!(load.load().busy, 0);
+    }
+
+    #[test]
+    fn queues_never_go_below_zero() {
+        let load = SharedLoad::new(Clock::monotonic());
+        load.queue_removed();
+        load.queue_added();
+        load.queue_added();
+        load.queue_removed();
+        assert_eq!(load.load().queues, 1);
+    }
+}

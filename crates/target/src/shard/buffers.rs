@@ -1,0 +1,208 @@
+//! Who gets memory of the pool, and when.
+//!
+//! A request takes all the buffer it needs or waits holding none. Waiting requests stand in their queue's
+//! list, the queues in a ring; the ring is served in turn, one request per queue and visit. So that one
+//! greedy peer cannot take everything:
+//!
+//! | who | may hold | why |
+//! | --- | --- | --- |
+//! | a queue | a quarter of the pool | three more can work at the same time |
+//! | a host, over all its I/O queues on this shard | three quarters | there is always something for another host |
+//! | all queues without a Connect | an eighth | a flood of connections has no name to charge |
+//! | I/O queues together | all but a sixteenth | admin commands pass however busy the I/O queues are |
+//! | commands whose data is asked for | a sixteenth less | see [`super::pledges`] |
+//! | those and new connections | all but a thirty-second | and however many connections come |
+//!
+//! A queue or host that holds nothing gets its buffer whatever its share, so small pools work too. The
+//! first I/O queue in the ring that fits its shares and finds the pool empty keeps its place, and no other
+//! I/O queue overtakes it: large transfers are not starved by small ones.
+
+use super::Shard;
+use super::pledges::{is_asked_for, is_urgent};
+use super::queue::Queue;
+use super::request::Stage;
+use crate::{Action, QueueId, RequestId};
+
+/// The memory that a pool takes for `length` bytes: its size class.
+fn size_class(length: u32) -> usize {
+    usize::try_from(length.max(4096).checked_next_power_of_two().unwrap_or(u32::MAX))
+        .unwrap_or(usize::MAX)
+}
+
+/// Requests that get a buffer in one visit to the ring.
+const SERVED_PER_TURN: u32 = 64;
+
+/// What came of trying to get a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    Got,
+    /// The queue or its host has its share.
+    OverShare,
+    /// The pool has nothing that fits.
+    Empty,
+}
+
+impl Shard {
+    /// Gets the request its buffer, now or in its turn.
+    pub(super) fn seek_buffer(&mut self, id: RequestId) {
+        let Some(queue_id) = self.requests.get(id).map(|request| request.queue) else { return };
+        let Some(queue) = self.queues.get(queue_id) else { return };
+        // Nobody is overtaken: neither one's own earlier commands, nor the queues that wait.
+        let first = self.is_urgent(id)
+            || (queue.waiting.is_empty() && (self.ring.is_empty() || !queue.is_io()));
+        if first && self.try_buffer(id) == Attempt::Got {
+            self.have_buffer(id);
+            return;
+        }
+        let Some(request) = self.requests.get_mut(id) else { return };
+        request.stage = Stage::Buffer;
+        request.since = self.now;
+        let in_capsule = request.in_capsule;
+        self.counters.buffer_waits += 1;
+        if let Some(queue) = self.queues.get_mut(queue_id) {
+            if in_capsule {
+                // Nothing behind it on its connection is read before it has its buffer.
+                queue.waiting.push_front(&mut self.requests, id);
+            } else {
+                queue.waiting.push(&mut self.requests, id);
+            }
+            if !queue.in_ring {
+                queue.in_ring = true;
+                self.ring.push_back(queue_id);
+            }
+        }
+    }
+
+    fn try_buffer(&mut self, id: RequestId) -> Attempt {
+        let Some(request) = self.requests.get(id) else { return Attempt::OverShare };
+        let Some(queue) = self.queues.get(request.queue) else { return Attempt::OverShare };
+        let (asked_for, urgent) = (is_asked_for(request), is_urgent(request, queue));
+        if asked_for && !self.pledges.allow(queue, &self.requests, &self.hosts) {
+            return Attempt::OverShare;
+        }
+        let Some(request) = self.requests.get_mut(id) else { return Attempt::OverShare };
+        let Some(queue) = self.queues.get_mut(request.queue) else { return Attempt::OverShare };
+        let Some(host) = self.hosts.get_mut(queue.host) else { return Attempt::OverShare };
+        let (capacity, available) = (self.pool.capacity(), self.pool.available());
+        let charge = size_class(request.length);
+        let most_host = if host.host.is_some() { capacity - capacity / 4 } else { capacity / 8 };
+        let over = |held: usize, most: usize| held > 0 && held.saturating_add(charge) > most;
+        // What a host's I/O queues hold, in a device that hangs perhaps, does not stop its admin commands: with
+        // those it finds out and recovers.
+        let is_admin = !queue.is_io() && host.host.is_some();
+        let beyond_share =
+            over(queue.charged, capacity / 4) || !is_admin && over(host.charged, most_host);
+        if !urgent && beyond_share {
+            return Attempt::OverShare;
+        }
+        let kept = match (urgent, asked_for) {
+            (true, _) => 0,
+            (false, true) => queue.memory_kept(capacity).saturating_add(capacity / 16),
+            (false, false) => queue.memory_kept(capacity),
+        };
+        if charge.saturating_add(kept) > available && available != capacity {
+            return Attempt::Empty;
+        }
+        let length = usize::try_from(request.length).unwrap_or(usize::MAX);
+        let Some(buffer) = self.pool.take(length) else { return Attempt::Empty };
+        request.buffer = Some(buffer);
+        request.charge = u32::try_from(charge).unwrap_or(u32::MAX);
+        queue.charged = queue.charged.saturating_add(charge);
+        host.charged = host.charged.saturating_add(charge);
+        Attempt::Got
+    }
+
+    /// The request holds its buffer: the host's data is fetched, or the work begins.
+    fn have_buffer(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get_mut(id) else { return };
+        if !request.from_host {
+            request.stage = Stage::New;
+            self.perform(id);
+            return;
+        }
+        request.stage = Stage::Receive;
+        request.since = self.now;
+        let (queue, length, in_capsule) = (request.queue, request.length, request.in_capsule);
+        let Some(record) = self.queues.get_mut(queue) else { return };
+        let port = record.port;
+        if !in_capsule {
+            self.pledges.begin(record, &mut self.hosts);
+        }
+        self.act(port, Action::Receive { queue, request: id, length, in_capsule });
+    }
+
+    /// The request holds no buffer from now on.
+    pub(super) fn release_buffer(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get_mut(id) else { return };
+        let Some(buffer) = request.buffer.take() else { return };
+        let charge = usize::try_from(request.charge).unwrap_or(usize::MAX);
+        request.charge = 0;
+        drop(buffer);
+        if let Some(queue) = self.queues.get_mut(request.queue) {
+            queue.charged = queue.charged.saturating_sub(charge);
+            if let Some(host) = self.hosts.get_mut(queue.host) {
+                host.charged = host.charged.saturating_sub(charge);
+            }
+        }
+        self.woken = true;
+    }
+
+    /// Hands out what has become free, round the ring. Whether anybody got something.
+    pub(super) fn serve_waiting(&mut self) -> bool {
+        let mut served = 0;
+        while served < SERVED_PER_TURN {
+            let before = served;
+            let dry = self.serve_round(&mut served);
+            if dry || served == before {
+                break;
+            }
+        }
+        // More could be served at once: come back without waiting for an event.
+        self.woken |= served >= SERVED_PER_TURN;
+        served > 0
+    }
+
+    /// Visits every queue of the ring once, which leaves the others in their order; whether an I/O queue found
+    /// the pool empty. Those behind it are then passed over, but for admin queues and new connections.
+    fn serve_round(&mut self, served: &mut u32) -> bool {
+        let mut dry = false;
+        for _ in 0..self.ring.len() {
+            let Some(queue_id) = self.ring.pop_front() else { break };
+            let Some(first) = self.first_waiting(queue_id) else { continue };
+            let is_io = self.queues.get(queue_id).is_some_and(Queue::is_io);
+            let passed_over = dry && is_io && !self.is_urgent(first);
+            let attempt = if passed_over { Attempt::OverShare } else { self.try_buffer(first) };
+            if attempt == Attempt::Got {
+                if let Some(queue) = self.queues.get_mut(queue_id) {
+                    queue.waiting.pop(&mut self.requests);
+                }
+                *served += 1;
+            }
+            if attempt == Attempt::Empty {
+                self.counters.pool_empty += 1;
+                dry |= is_io;
+            }
+            if self.first_waiting(queue_id).is_some() {
+                self.ring.push_back(queue_id);
+            }
+            if attempt == Attempt::Got {
+                self.have_buffer(first);
+            }
+        }
+        dry
+    }
+
+    fn is_urgent(&self, id: RequestId) -> bool {
+        self.requests.get(id).is_some_and(|request| {
+            self.queues.get(request.queue).is_some_and(|queue| is_urgent(request, queue))
+        })
+    }
+
+    /// The first request of this queue that waits; if there is none, the queue leaves the ring.
+    fn first_waiting(&mut self, queue_id: QueueId) -> Option<RequestId> {
+        let queue = self.queues.get_mut(queue_id)?;
+        let first = queue.waiting.first();
+        queue.in_ring = first.is_some();
+        first
+    }
+}

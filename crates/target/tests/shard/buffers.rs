@@ -1,0 +1,176 @@
+//! Who gets memory and slots when there is not enough.
+
+use std::collections::HashSet;
+
+use nvme::admin::{Command as Admin, Identify};
+use nvme::identify::Cns;
+use nvme::io::{Command, Transfer};
+use target::{CommandRefused, ShardLimits};
+
+use crate::device::TestDevice;
+use crate::harness::{Attempt, Wire, World, configuration};
+
+const MEBI: u32 = 1 << 20;
+
+fn read(blocks: u32) -> nvme::Sqe {
+    Command::Read(Transfer::new(0, blocks)).to_sqe(1)
+}
+
+fn queues(world: &mut World, host: u8, count: u16) -> Vec<Wire> {
+    let name = format!("nqn.2026-11.io.example:host{host}");
+    let (_, cntlid) = world.controller_of(0, &Attempt::admin().host(&name, host));
+    let mut wires = Vec::new();
+    for qid in 1..=count {
+        let wire = world.open(0);
+        world.connect(wire, &Attempt::io(cntlid, qid).host(&name, host)).ok();
+        wires.push(wire);
+    }
+    wires
+}
+
+#[test]
+fn a_greedy_host_leaves_room_for_others() {
+    let (mut world, device) = World::one_disk(1, 8192);
+    let greedy = queues(&mut world, 1, 8);
+    let modest = queues(&mut world, 2, 1)[0];
+    device.stick(true);
+    for wire in &greedy {
+        for _ in 0..8 {
+            world.submit(*wire, read(2048), &[], MEBI);
+        }
+    }
+    world.run();
+    assert!(world.shards[0].counters().buffer_waits > 0);
+    world.submit(modest, read(8), &[], 4096);
+    world.run();
+    assert_eq!(world.shards[0].counters().pool_empty, 0);
+    let before = world.shards[0].counters().operations;
+    device.stick(false);
+    world.wait(modest).ok();
+    for wire in &greedy {
+        for _ in 0..8 {
+            world.wait(*wire).ok();
+        }
+    }
+    assert_eq!(before, 7, "six of the greedy host, and the one of the modest");
+}
+
+#[test]
+fn everyone_is_served_in_turn_when_the_pool_is_small() {
+    let device = TestDevice::new("disk0", 8192);
+    let mut world = World::with(1, 2 << 20, &ShardLimits::default());
+    world.configure(&configuration(&[(1, &device)]), &[&device]);
+    let wires: Vec<Wire> = (1..=6).flat_map(|host| queues(&mut world, host, 2)).collect();
+    for _ in 0..4 {
+        for wire in &wires {
+            world.submit(*wire, read(2048), &[], MEBI);
+            world.submit(*wire, read(1), &[], 512);
+        }
+    }
+    world.run();
+    for wire in &wires {
+        for _ in 0..8 {
+            world.wait(*wire).ok();
+        }
+    }
+    assert!(world.shards[0].counters().pool_empty > 0);
+}
+
+#[test]
+fn admin_commands_pass_while_io_has_everything() {
+    let (mut world, device) = World::one_disk(1, 8192);
+    let mut admins = Vec::new();
+    device.stick(true);
+    for host in 1..=4 {
+        let name = format!("nqn.2026-11.io.example:host{host}");
+        let (admin, cntlid) = world.controller_of(0, &Attempt::admin().host(&name, host));
+        admins.push(admin);
+        for qid in 1..=2 {
+            let wire = world.open(0);
+            world.connect(wire, &Attempt::io(cntlid, qid).host(&name, host)).ok();
+            let mut refused = false;
+            for cid in 0..100 {
+                refused |=
+                    world.submit_as(wire, cid, read(64), &[], 32768) == Err(CommandRefused::Busy);
+            }
+            assert!(refused || host < 3);
+        }
+    }
+    for admin in admins {
+        let identify = Admin::Identify(Identify::new(Cns::Controller)).to_sqe(0);
+        world.execute(admin, identify, &[], 4096).ok();
+        world.execute(admin, Admin::KeepAlive.to_sqe(0), &[], 0).ok();
+    }
+    device.stick(false);
+    world.run();
+    let resumed: HashSet<Wire> =
+        world.wires.iter().filter(|(_, wire)| wire.resumes > 0).map(|(wire, _)| *wire).collect();
+    assert!(!resumed.is_empty());
+}
+
+#[test]
+fn a_hosts_own_admin_commands_pass_while_its_io_hangs() {
+    let (mut world, device) = World::one_disk(1, 8192);
+    let (admin, cntlid) = world.controller(0);
+    device.stick(true);
+    for qid in 1..=8 {
+        let wire = world.open(0);
+        world.connect(wire, &Attempt::io(cntlid, qid)).ok();
+        for _ in 0..8 {
+            world.submit(wire, read(2048), &[], MEBI);
+        }
+    }
+    world.run();
+    assert!(world.shards[0].counters().buffer_waits > 0);
+    let identify = Admin::Identify(Identify::new(Cns::Controller)).to_sqe(0);
+    world.execute(admin, identify, &[], 4096).ok();
+    device.stick(false);
+    world.run();
+}
+
+#[test]
+fn more_commands_than_the_queue_has_entries_wait_outside() {
+    let (mut world, device) = World::one_disk(1, 64);
+    let (_, cntlid) = world.controller(0);
+    let io = world.open(0);
+    let mut attempt = Attempt::io(cntlid, 1);
+    attempt.command.sqsize = 7;
+    world.connect(io, &attempt).ok();
+    device.stick(true);
+    for cid in 0..8 {
+        world.submit_as(io, cid, read(1), &[], 512).unwrap();
+    }
+    assert_eq!(world.submit_as(io, 8, read(1), &[], 512), Err(CommandRefused::Busy));
+    world.run();
+    assert_eq!(world.wires[&io].resumes, 0);
+    device.stick(false);
+    world.wait(io).ok();
+    assert_eq!(world.wires[&io].resumes, 1);
+    world.submit_as(io, 8, read(1), &[], 512).unwrap();
+}
+
+#[test]
+fn connections_without_a_name_get_little() {
+    let device = TestDevice::new("disk0", 64);
+    // An eighth of the request slots is for them: 256.
+    let limits = ShardLimits { requests: 2048, ..ShardLimits::default() };
+    let mut world = World::with(1, 8 << 20, &limits);
+    world.configure(&configuration(&[(1, &device)]), &[&device]);
+    let mut wires = Vec::new();
+    for _ in 0..300 {
+        let wire = world.open(0);
+        world.wires.get_mut(&wire).unwrap().lazy = true;
+        wires.push(wire);
+    }
+    let attempt = Attempt::admin();
+    for wire in wires.iter().take(200) {
+        world.begin_connect(*wire, &attempt);
+    }
+    world.run();
+    // None of them sends its data; a pool of 8 MiB holds 2,048 buffers of 4 KiB.
+    assert_eq!(world.shards[0].requests_in_use(), 200);
+    for wire in wires {
+        world.close(wire);
+    }
+    world.assert_clean();
+}

@@ -1,0 +1,128 @@
+//! The configuration changes under way.
+
+use std::sync::Arc;
+
+use nvme::Status;
+use nvme::io::{Command, Transfer};
+use target::DisconnectReason;
+use target::configuration::{Hosts, NamespaceOptions, NamespaceState, SubsystemOptions};
+
+use crate::device::TestDevice;
+use crate::harness::{Attempt, HOST, NQN, World, configuration, configuration_with, nqn};
+
+fn read(nsid: u32) -> nvme::Sqe {
+    Command::Read(Transfer::new(0, 1)).to_sqe(nsid)
+}
+
+#[test]
+fn a_removed_namespace_is_refused_at_once_and_closed_when_empty() {
+    let disks = [TestDevice::new("disk0", 64), TestDevice::new("disk1", 64)];
+    let mut world = World::new(2);
+    let first = configuration(&[(1, &disks[0]), (2, &disks[1])]);
+    world.configure(&first, &[&disks[0], &disks[1]]);
+    let (_, cntlid) = world.controller(0);
+    let io = world.io_queue(1, cntlid, 1);
+    disks[1].stick(true);
+    world.submit(io, read(2), &[], 512);
+    world.run();
+    let mut builder = first.change();
+    builder.remove_namespace(&nqn(NQN), 2).unwrap();
+    world.configure(&builder.build().unwrap(), &[]);
+    world.execute(io, read(2), &[], 512).failed(Status::INVALID_NAMESPACE.with_dnr());
+    world.execute(io, read(1), &[], 512).ok();
+    assert_eq!(disks[1].queues(), 1, "the one with the read in it");
+    disks[1].stick(false);
+    world.wait(io).ok();
+    assert_eq!(disks[1].queues(), 0);
+    assert_eq!(disks[0].queues(), 2);
+}
+
+#[test]
+fn a_missing_device_is_retryable_until_it_comes() {
+    let disks = [TestDevice::new("disk0", 64), TestDevice::new("disk1", 64)];
+    let mut world = World::new(1);
+    let first = configuration(&[(1, &disks[0])]);
+    let mut builder = first.change();
+    builder.add_namespace(&nqn(NQN), NamespaceOptions::waiting(2, "disk1".to_owned())).unwrap();
+    let waiting = builder.build().unwrap();
+    world.configure(&waiting, &[&disks[0], &disks[1]]);
+    let (_, cntlid) = world.controller(0);
+    let io = world.io_queue(0, cntlid, 1);
+    world.execute(io, read(2), &[], 512).failed(Status::NAMESPACE_NOT_READY);
+    let mut builder = waiting.change();
+    let device: Arc<TestDevice> = Arc::clone(&disks[1]);
+    builder.set_namespace_state(&nqn(NQN), 2, NamespaceState::Ready(device)).unwrap();
+    world.configure(&builder.build().unwrap(), &[]);
+    world.execute(io, read(2), &[], 512).ok();
+}
+
+#[test]
+fn a_host_that_is_no_longer_listed_is_dropped() {
+    let disk = TestDevice::new("disk0", 64);
+    let listed = |hosts: &[&str]| SubsystemOptions {
+        hosts: hosts.iter().map(|host| nqn(host)).collect::<Hosts>(),
+        ..SubsystemOptions::default()
+    };
+    let mut world = World::new(2);
+    let other = "nqn.2026-11.io.example:other";
+    let first = configuration_with(&[(1, &disk)], listed(&[HOST, other]));
+    world.configure(&first, &[&disk]);
+    let (admin, cntlid) = world.controller(0);
+    let io = world.io_queue(1, cntlid, 1);
+    let (stays, _) = world.controller_of(1, &Attempt::admin().host(other, 2));
+    let mut builder = first.change();
+    builder.change_subsystem(&nqn(NQN), listed(&[other])).unwrap();
+    world.configure(&builder.build().unwrap(), &[]);
+    assert_eq!(world.disconnected(admin), DisconnectReason::Configuration);
+    assert_eq!(world.disconnected(io), DisconnectReason::Configuration);
+    assert!(world.wires[&stays].disconnected.is_none());
+    assert_eq!(disk.queues(), 2, "the namespace is still the same");
+}
+
+#[test]
+fn a_removed_subsystem_takes_everything_along() {
+    let disk = TestDevice::new("disk0", 64);
+    let mut world = World::new(2);
+    let first = configuration(&[(1, &disk)]);
+    world.configure(&first, &[&disk]);
+    let (admin, cntlid) = world.controller(0);
+    let io = world.io_queue(1, cntlid, 1);
+    let mut builder = first.change();
+    builder.remove_subsystem(&nqn(NQN)).unwrap();
+    world.configure(&builder.build().unwrap(), &[]);
+    assert_eq!(disk.queues(), 0);
+    assert_eq!(world.disconnected(admin), DisconnectReason::Configuration);
+    world.close(admin);
+    world.close(io);
+    world.assert_clean();
+    // And may come back.
+    let mut builder = world.shards[0].configuration().change();
+    let options = SubsystemOptions { hosts: Hosts::Any, ..SubsystemOptions::default() };
+    builder.add_subsystem(nqn(NQN), options).unwrap();
+    let device: Arc<TestDevice> = Arc::clone(&disk);
+    builder.add_namespace(&nqn(NQN), NamespaceOptions::new(1, device)).unwrap();
+    world.configure(&builder.build().unwrap(), &[&disk]);
+    let (_, cntlid) = world.controller(1);
+    let io = world.io_queue(0, cntlid, 1);
+    world.execute(io, read(1), &[], 512).ok();
+}
+
+#[test]
+fn a_removed_listener_takes_those_who_came_by_it() {
+    let disk = TestDevice::new("disk0", 64);
+    let options = SubsystemOptions {
+        hosts: Hosts::Any,
+        reach: [target::configuration::ListenerId(1)].into_iter().collect(),
+        ..SubsystemOptions::default()
+    };
+    let mut world = World::new(1);
+    let first = configuration_with(&[(1, &disk)], options.clone());
+    world.configure(&first, &[&disk]);
+    let (admin, _) = world.controller(0);
+    let mut builder = first.change();
+    let options = SubsystemOptions { reach: std::iter::empty().collect(), ..options };
+    builder.change_subsystem(&nqn(NQN), options).unwrap();
+    builder.remove_listener(target::configuration::ListenerId(1)).unwrap();
+    world.configure(&builder.build().unwrap(), &[]);
+    assert_eq!(world.disconnected(admin), DisconnectReason::Configuration);
+}

@@ -1,0 +1,134 @@
+//! The command line: one definition, from which parsing, help, shell completions and man pages
+//! come.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::discover::{self, DiscoverArgs};
+use crate::failure::{Failure, WrongInvocation};
+use crate::identify::{self, IdentifyArgs};
+use crate::perf::{self, PerfArgs};
+use crate::serve::{self, ServeArgs};
+
+/// A userspace NVMe-oF storage node: exports files, block devices and memory to remote hosts.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the storage node until SIGTERM or SIGINT.
+    Serve(ServeArgs),
+    /// List the subsystems that a target offers to this host.
+    Discover(DiscoverArgs),
+    /// Show what a controller and its namespaces say of themselves.
+    Identify(IdentifyArgs),
+    /// Measure a namespace, and verify what is read.
+    Perf(Box<PerfArgs>),
+    /// Print a completion script for a shell, for its completion folder.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write the manual pages into a folder.
+    Man(ManArgs),
+}
+
+/// Arguments of `man`.
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// The folder, which must exist.
+    folder: PathBuf,
+}
+
+/// Parses this process's command line. Prints help and version itself, and ends the process then.
+///
+/// # Errors
+/// A wrong invocation, folded into one line.
+pub(crate) fn parse() -> Result<Command, Failure> {
+    match Cli::try_parse() {
+        Ok(cli) => Ok(cli.command),
+        Err(error)
+            if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
+        {
+            error.exit()
+        }
+        Err(error) => Err(WrongInvocation(one_line(&error)).into()),
+    }
+}
+
+/// clap's message without its usage block: its first paragraph, and where to read more.
+fn one_line(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "no command given: try 'tidegate --help'".to_owned();
+    }
+    let text = error.render().to_string();
+    let paragraph = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<_> = paragraph.split_whitespace().collect();
+    let line = words.join(" ");
+    format!("{}: try --help", line.strip_prefix("error: ").unwrap_or(&line))
+}
+
+impl Command {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Whatever made it fail, as [`Failure::report`] prints it.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        match self {
+            Command::Serve(args) => serve::run(&args),
+            Command::Discover(args) => Ok(discover::run(&args)?),
+            Command::Identify(args) => Ok(identify::run(&args)?),
+            Command::Perf(args) => Ok(perf::run(&args)?),
+            Command::Completions { shell } => {
+                clap_complete::generate(shell, &mut Cli::command(), "tidegate", &mut io::stdout());
+                Ok(())
+            }
+            Command::Man(args) => {
+                if !fs::metadata(&args.folder).is_ok_and(|metadata| metadata.is_dir()) {
+                    let folder = args.folder.display();
+                    return Err(WrongInvocation(format!(
+                        "{folder} is not a folder: create it first"
+                    ))
+                    .into());
+                }
+                Ok(clap_mangen::generate_to(Cli::command(), args.folder)?)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_wrong_invocation_is_one_line() {
+        for arguments in [
+            &["tidegate"][..],
+            &["tidegate", "serve"],
+            &["tidegate", "serve", "--confg", "x"],
+            &["tidegate", "nonsense"],
+        ] {
+            let line = one_line(&Cli::try_parse_from(arguments).unwrap_err());
+            assert!(
+                !line.contains('\n') && line.ends_with("--help") || line.ends_with("--help'"),
+                "{line}"
+            );
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! To which subsystem, and as whom: the flags that `discover`, `identify` and `perf` share, named as nvme-cli's.
+
+use crate::config::quantity::Time;
+use anyhow::Context;
+use clap::Args;
+use host::{ConnectOptions, HostError, HostIdentity};
+use nvme::{HostId, Nqn, address};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+/// A transport that a host can connect over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Transport {
+    /// NVMe/TCP.
+    Tcp,
+}
+
+/// Address of a subsystem and identity of this host.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Connection")]
+pub(crate) struct ConnectionArgs {
+    /// Transport
+    #[arg(short = 't', long, value_enum, default_value = "tcp")]
+    transport: Transport,
+
+    /// Address of the target: IPv4, IPv6 or a host name
+    #[arg(short = 'a', long, value_name = "ADDR", default_value = "127.0.0.1")]
+    traddr: String,
+
+    /// Port of the target [default: 4420]
+    #[arg(short = 's', long, value_name = "SVCID")]
+    trsvcid: Option<u16>,
+
+    /// NQN to present to the target [default: /etc/nvme/hostnqn, else derived from the machine id]
+    #[arg(short = 'q', long, value_name = "HOSTNQN", value_parser = Nqn::of_peer)]
+    hostnqn: Option<Nqn>,
+
+    /// Host identifier to present, a UUID [default: /etc/nvme/hostid, else that of the host NQN]
+    #[arg(short = 'I', long, value_name = "HOSTID")]
+    hostid: Option<HostId>,
+
+    /// Protect PDU headers by a digest
+    #[arg(short = 'g', long)]
+    hdr_digest: bool,
+
+    /// Protect data by a digest
+    #[arg(short = 'G', long)]
+    data_digest: bool,
+
+    /// Ask the controller to switch submission queue flow control off
+    #[arg(long)]
+    disable_sqflow: bool,
+
+    /// Keep alive timeout, in seconds or with a unit; 0 for none
+    #[arg(short = 'k', long, value_name = "TIME", default_value = "15", value_parser = seconds)]
+    keep_alive_tmo: Duration,
+
+    /// Longest wait for a connection and for each admin command, in seconds or with a unit
+    #[arg(long, value_name = "TIME", default_value = "10", value_parser = seconds)]
+    timeout: Duration,
+}
+
+impl ConnectionArgs {
+    /// What to connect to `subsystem` with, at each address that the name stands for.
+    pub(crate) fn options(&self, subsystem: &Nqn) -> anyhow::Result<ConnectOptions> {
+        let Transport::Tcp = self.transport;
+        let host = HostIdentity::resolve(self.hostnqn.clone(), self.hostid)?;
+        let mut options = ConnectOptions::new(self.address()?, subsystem.clone(), host);
+        options.header_digest = self.hdr_digest;
+        options.data_digest = self.data_digest;
+        options.disable_sq_flow_control = self.disable_sqflow;
+        options.keep_alive = self.keep_alive_tmo;
+        options.timeout = self.timeout;
+        Ok(options)
+    }
+
+    fn address(&self) -> anyhow::Result<SocketAddr> {
+        let port = self.trsvcid.unwrap_or(address::PORT_IO);
+        let name = self.traddr.trim_start_matches('[').trim_end_matches(']');
+        (name, port)
+            .to_socket_addrs()
+            .map_err(|source| HostError::Unresolved { name: name.to_owned(), source })?
+            .next()
+            .with_context(|| format!("address {name:?} stands for no IP address: check -a"))
+    }
+}
+
+/// A time as nvme-cli and fio take it, in whole seconds, or a number with a unit.
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => text.parse::<Time>().map(|time| time.0),
+    }
+}

@@ -1,0 +1,24 @@
+//! `tidegate`: the storage node daemon and the tools that go with it, in one binary.
+//!
+//! Exit status: 0, or 1 for a failure, or 2 for a wrong invocation or configuration. Every failure
+//! is one line on standard error that names the thing and the remedy.
+
+mod cli;
+mod config;
+mod connection;
+mod discover;
+mod failure;
+mod identify;
+mod logging;
+mod output;
+mod perf;
+mod serve;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::parse().and_then(cli::Command::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

@@ -1,0 +1,299 @@
+//! A running storage node: reactors, and on each of them a column of shard and transports.
+//!
+//! Everything here runs on the caller's threads and may block; the reactors are reached by letters
+//! and messages only. The order of a start is the order of promises: memory and reactors first,
+//! then what is exported, and the listeners last, so that no host connects to a node that does not
+//! know its subsystems yet.
+
+mod column;
+mod inbox;
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use memory::{Arena, ArenaConfig, ArenaReport, Hugepages, SLAB_SIZE};
+use reactor::{Local, ReactorConfig, ReactorError, Reactors};
+use target::configuration::Configuration;
+use target::{PortId, Shard, ShardConfig, ShardIndex, ShardLimits};
+use transport_tcp::{BindError, CounterValues, Listener, TcpConfig, TcpNetwork, TcpTransport};
+
+use column::{ShardPoller, shard_time};
+pub use inbox::Census;
+use inbox::{Inbox, Letter};
+
+/// Threads for work that may block, shared by all reactors.
+const WORKERS: usize = 4;
+/// How long a reactor may take to acknowledge a letter; it does so within a turn.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a reactor that is asked when time is up already may take to say what it still has: on a
+/// loaded machine it may not run at once, and the names are what the user needs.
+const LAST_WORD: Duration = Duration::from_millis(250);
+/// The TCP transport's port at every shard.
+const TCP: PortId = PortId(0);
+
+/// What a node is made of.
+#[derive(Debug)]
+pub struct NodeConfig {
+    /// One reactor each.
+    pub reactors: Vec<ReactorConfig>,
+    /// Bytes of buffers for data in flight, of each reactor.
+    pub memory_per_reactor: usize,
+    /// Whether to try hugepages.
+    pub hugepages: Hugepages,
+    /// The NVMe/TCP transport.
+    pub tcp: TcpConfig,
+    /// Bounds of each shard.
+    pub limits: ShardLimits,
+}
+
+/// Why a node did not start, or did not take a change. One line each.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The reactors could not be started.
+    #[error(transparent)]
+    Reactors(#[from] ReactorError),
+    /// A reactor could not set up its column.
+    #[error("reactor {reactor}: {problem}")]
+    Column {
+        /// Index of the reactor.
+        reactor: usize,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A reactor does not answer.
+    #[error("reactor {reactor} does not answer within {PATIENCE:?}")]
+    Silent {
+        /// Index of the reactor.
+        reactor: usize,
+    },
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] BindError),
+}
+
+/// What did not end in time: one line that names it all.
+#[derive(Debug, thiserror::Error)]
+#[error("stuck at shutdown: {}", .0.join("; "))]
+pub struct Stuck(pub Vec<String>);
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    arena: Arena,
+    reactors: Reactors,
+    inboxes: Vec<Inbox>,
+    tcp: TcpNetwork,
+}
+
+impl Node {
+    /// Starts the reactors with nothing to export yet.
+    ///
+    /// # Errors
+    /// [`NodeError`] if threads, descriptors or memory are refused.
+    pub fn start(config: NodeConfig) -> Result<Node, NodeError> {
+        let count = config.reactors.len();
+        let pool = config.memory_per_reactor.div_ceil(SLAB_SIZE) * SLAB_SIZE;
+        let arena = Arena::new(ArenaConfig { capacity: pool * count, hugepages: config.hugepages });
+        let reactors = reactor::spawn(config.reactors, WORKERS)?;
+        let inboxes: Vec<_> = reactors.handles().iter().cloned().map(Inbox::new).collect();
+        let tcp = TcpNetwork::new(config.tcp, reactors.handles());
+        let mut acknowledged = Vec::new();
+        for handle in reactors.handles() {
+            let (done, answer) = mpsc::channel();
+            let column = Column {
+                arena: arena.clone(),
+                pool,
+                inboxes: inboxes.clone(),
+                tcp: tcp.clone(),
+                limits: config.limits.clone(),
+            };
+            // Nobody listens for the answer any more if another reactor has failed.
+            let build = move |local: &Local| drop(done.send(column.build(local)));
+            if handle.send(build).is_err() {
+                return Err(NodeError::Silent { reactor: handle.index() });
+            }
+            acknowledged.push((handle.index(), answer));
+        }
+        collect(acknowledged)?;
+        Ok(Node { arena, reactors, inboxes, tcp })
+    }
+
+    /// Puts a configuration in force on every reactor; back when it is.
+    ///
+    /// # Errors
+    /// [`NodeError`] if a reactor cannot open what it names.
+    pub fn configure(&self, configuration: &Arc<Configuration>) -> Result<(), NodeError> {
+        collect(self.ask(|done| Letter::Configure(Arc::clone(configuration), done))?)
+    }
+
+    /// Listens on an address, waiting up to `patience` for one that is still in use. Hosts may
+    /// connect from now on. The address, with the port that the system chose if `address` has 0.
+    ///
+    /// # Errors
+    /// [`NodeError::Listen`], naming the address.
+    pub fn listen(&self, address: SocketAddr, patience: Duration) -> Result<SocketAddr, NodeError> {
+        let listener = Listener::bind(address, patience)?;
+        let address = listener.address();
+        self.tcp.listen(listener);
+        Ok(address)
+    }
+
+    /// Memory for data in flight.
+    pub fn memory(&self) -> ArenaReport {
+        self.arena.report()
+    }
+
+    /// What the NVMe/TCP transport has counted, on all reactors together.
+    pub fn tcp_counters(&self) -> CounterValues {
+        self.tcp.total()
+    }
+
+    /// NVMe/TCP connections being served.
+    pub fn connections(&self) -> usize {
+        self.tcp.connections()
+    }
+
+    /// What each shard has in use.
+    ///
+    /// # Errors
+    /// [`NodeError::Silent`].
+    pub fn census(&self) -> Result<Vec<Census>, NodeError> {
+        let answers = self.ask(Letter::Census)?;
+        let answer = |(reactor, answer): (usize, Receiver<Census>)| {
+            answer.recv_timeout(PATIENCE).map_err(|_| NodeError::Silent { reactor })
+        };
+        answers.into_iter().map(answer).collect()
+    }
+
+    /// Refuses what is new, lets what is in flight finish and reach its medium, and ends the
+    /// reactors, all within `timeout`.
+    ///
+    /// # Errors
+    /// [`Stuck`], naming what did not finish.
+    pub fn shutdown(mut self, timeout: Duration) -> Result<(), Stuck> {
+        let until = Instant::now() + timeout;
+        for inbox in &self.inboxes {
+            post(inbox, || Letter::BeginShutdown, until);
+        }
+        let mut stuck = self.wait_while(until, |node| node.undrained(until));
+        self.tcp.shutdown();
+        // Answers that are on their way leave before the connections close.
+        let open = self.wait_while(until, |node| match node.tcp.connections() {
+            0 => Vec::new(),
+            open => vec![format!("{open} connections are still open")],
+        });
+        if stuck.is_empty() {
+            // Otherwise they are open because of what is stuck.
+            stuck = open;
+        }
+        self.reactors.stop();
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+        if let Err(error) = self.reactors.join(left) {
+            stuck.push(error.to_string());
+        }
+        if stuck.is_empty() { Ok(()) } else { Err(Stuck(stuck)) }
+    }
+
+    /// What the shards still have in flight.
+    fn undrained(&self, until: Instant) -> Vec<String> {
+        let mut stuck = Vec::new();
+        for (reactor, answer) in self.ask(Letter::Drained).unwrap_or_default() {
+            let left = until.saturating_duration_since(Instant::now());
+            match answer.recv_timeout(left.max(LAST_WORD)) {
+                Ok(Ok(())) => {}
+                Ok(Err(names)) => stuck.extend(names),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    stuck.push(format!("reactor {reactor} does not answer"));
+                }
+            }
+        }
+        stuck
+    }
+
+    /// Asks again and again until nothing is left, or it is too late; what was left.
+    fn wait_while(&self, until: Instant, left: impl Fn(&Node) -> Vec<String>) -> Vec<String> {
+        loop {
+            let stuck = left(self);
+            if stuck.is_empty() || Instant::now() >= until {
+                return stuck;
+            }
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+    }
+
+    /// Posts a letter to every shard; where their answers will come.
+    fn ask<T>(
+        &self,
+        letter: impl Fn(Sender<T>) -> Letter,
+    ) -> Result<Vec<(usize, Receiver<T>)>, NodeError> {
+        let until = Instant::now() + PATIENCE;
+        let mut answers = Vec::new();
+        for (reactor, inbox) in self.inboxes.iter().enumerate() {
+            let (done, answer) = mpsc::channel();
+            if !post(inbox, || letter(done.clone()), until) {
+                return Err(NodeError::Silent { reactor });
+            }
+            answers.push((reactor, answer));
+        }
+        Ok(answers)
+    }
+}
+
+/// Posts a letter, waiting for room until then; whether it went.
+fn post(inbox: &Inbox, letter: impl Fn() -> Letter, until: Instant) -> bool {
+    while inbox.post(letter()).is_err() {
+        if Instant::now() >= until {
+            return false;
+        }
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+    true
+}
+
+/// Waits for every reactor's answer; the first failure.
+fn collect(answers: Vec<(usize, Receiver<Result<(), String>>)>) -> Result<(), NodeError> {
+    for (reactor, answer) in answers {
+        match answer.recv_timeout(PATIENCE) {
+            Ok(Ok(())) => {}
+            Ok(Err(problem)) => return Err(NodeError::Column { reactor, problem }),
+            Err(_) => return Err(NodeError::Silent { reactor }),
+        }
+    }
+    Ok(())
+}
+
+/// What a reactor needs to set up its column.
+struct Column {
+    arena: Arena,
+    pool: usize,
+    inboxes: Vec<Inbox>,
+    tcp: TcpNetwork,
+    limits: ShardLimits,
+}
+
+impl Column {
+    /// Sets it up, on the reactor's thread.
+    fn build(self, local: &Local) -> Result<(), String> {
+        let pool = self.arena.pool(self.pool).map_err(|error| error.to_string())?;
+        if let Some(ring) = local.ring() {
+            ring.register_pool(&pool);
+        }
+        let shard = Shard::new(ShardConfig {
+            index: ShardIndex(u16::try_from(local.index()).map_err(|error| error.to_string())?),
+            shards: u16::try_from(local.reactors()).map_err(|error| error.to_string())?,
+            pool: pool.clone(),
+            limits: self.limits,
+            now: shard_time(local.now()),
+        });
+        let shard = Rc::new(RefCell::new(shard));
+        let inboxes: Rc<[Inbox]> = self.inboxes.into();
+        let poller = ShardPoller::new(Rc::clone(&shard), pool, local.clone(), inboxes);
+        local.add_poller(Box::new(poller));
+        TcpTransport::start(&self.tcp, local, shard, TCP);
+        Ok(())
+    }
+}

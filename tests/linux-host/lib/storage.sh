@@ -1,0 +1,45 @@
+# shellcheck shell=bash disable=SC2034,SC2154 # variables pass between the files that `guest` sources together
+# What the target exports, made of null_blk devices that keep their data in the guest's memory.
+#
+#   /dev/nullb0   1 GiB, 512-byte blocks, with a volatile cache: ext4 on $backing, where the exported files lie
+#   /dev/nullb1   128 MiB, 4096-byte blocks: exported itself
+#   /dev/nullb2   64 MiB, 512-byte blocks: under dm-log-writes in the power loss check
+#   /dev/nullb3   512 MiB: the log of dm-log-writes
+
+backing=/run/backing
+
+# null_blk_make INDEX MEGABYTES BLOCK-SIZE
+null_blk_make() {
+  local device=/sys/kernel/config/nullb/nullb$1
+  mkdir "$device"
+  echo "$2" >"$device/size"
+  echo "$3" >"$device/blocksize"
+  echo 1 >"$device/memory_backed"
+  echo 1 >"$device/discard"
+  echo 1 >"$device/power"
+  expect "the name of null_blk device $1" "$(cat "$device/index")" "$1"
+  wait_until 5 test -b "/dev/nullb$1"
+}
+
+storage_prepare() {
+  modprobe configfs
+  mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config || return
+  modprobe null_blk nr_devices=0 || return
+  null_blk_make 0 1024 512
+  null_blk_make 1 128 4096
+  null_blk_make 2 64 512
+  null_blk_make 3 512 512
+  modprobe ext4
+  mkfs.ext4 -q -E lazy_itable_init=0 /dev/nullb0 || return
+  mkdir -p "$backing"
+  mount -o discard /dev/nullb0 "$backing" || return
+  truncate -s 512M "$backing/disk"
+  truncate -s 64M "$backing/disk-4096"
+  head -c 1M /dev/urandom >"$backing/read-only" && truncate -s 16M "$backing/read-only"
+}
+
+# Bytes of a file that are allocated on the backing file system.
+allocated() {
+  sync "$1"
+  echo $(($(stat -c '%b * %B' "$1")))
+}
