@@ -28,6 +28,7 @@ pub mod configure;
 mod connect;
 mod controller;
 pub mod counters;
+mod device_share;
 mod drain;
 mod drive;
 mod event;
@@ -44,6 +45,7 @@ mod sgl;
 mod shutdown;
 mod table;
 mod turn;
+mod waiting;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -132,6 +134,12 @@ pub struct Shard {
     actions: Vec<VecDeque<Action>>,
     /// Queues with requests that wait for a buffer, in the order in which they are served.
     ring: VecDeque<QueueId>,
+    /// One of them waits because the pool is empty, and not only because of somebody's share.
+    dry: bool,
+    /// Rounds of the ring so far.
+    round: u64,
+    /// Those served in a round, who go behind the others; empty in between, kept for its memory.
+    served: VecDeque<QueueId>,
     /// Queues that are owed a Resume.
     stalled: VecDeque<QueueId>,
     /// Emptied in every turn; kept for its memory.
@@ -185,6 +193,9 @@ impl Shard {
             next_cntlid: 1,
             actions: Vec::new(),
             ring: VecDeque::with_capacity(256),
+            dry: false,
+            round: 0,
+            served: VecDeque::with_capacity(256),
             stalled: VecDeque::with_capacity(256),
             completions: Vec::with_capacity(turn::COMPLETIONS_PER_TURN),
             inbox: VecDeque::with_capacity(64),

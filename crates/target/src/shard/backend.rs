@@ -34,6 +34,11 @@ pub(crate) struct Backend {
     pub(crate) pauses: Vec<Pause>,
     /// Requests that wait for the end of the pauses.
     pub(crate) held: Fifo,
+    /// Request slots and bytes of the pool that its commands hold.
+    pub(crate) slots: u32,
+    pub(crate) charged: usize,
+    /// The latest round of the ring in which a command found that it holds all it may.
+    pub(crate) crowded_in: Option<u64>,
 }
 
 /// One pause of a namespace.

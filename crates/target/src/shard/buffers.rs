@@ -1,13 +1,14 @@
 //! Who gets memory of the pool, and when.
 //!
 //! A request takes all the buffer it needs or waits holding none. Waiting requests stand in their queue's
-//! list, the queues in a ring; the ring is served in turn, one request per queue and visit. So that one
-//! greedy peer cannot take everything:
+//! lists, one for each device, the queues in a ring; the ring is served in turn, one request per queue and visit.
+//! So that one greedy peer cannot take everything:
 //!
 //! | who | may hold | why |
 //! | --- | --- | --- |
 //! | a queue | a quarter of the pool | three more can work at the same time |
 //! | a host, over all its I/O queues on this shard | three quarters | there is always something for another host |
+//! | a device | as much as it leaves free | see [`super::device_share`] |
 //! | all queues without a Connect | an eighth | a flood of connections has no name to charge |
 //! | I/O queues together | all but a sixteenth | admin commands pass however busy the I/O queues are |
 //! | commands whose data is asked for | a sixteenth less | see [`super::pledges`] |
@@ -18,9 +19,11 @@
 //! I/O queue overtakes it: large transfers are not starved by small ones.
 
 use super::Shard;
+use super::device_share::DeviceShare;
 use super::pledges::{is_asked_for, is_urgent};
 use super::queue::Queue;
 use super::request::Stage;
+use super::table::Key;
 use crate::{Action, QueueId, RequestId};
 
 /// The memory that a pool takes for `length` bytes: its size class.
@@ -38,6 +41,8 @@ enum Attempt {
     Got,
     /// The queue or its host has its share.
     OverShare,
+    /// The device has its share.
+    Crowded,
     /// The pool has nothing that fits.
     Empty,
 }
@@ -45,26 +50,30 @@ enum Attempt {
 impl Shard {
     /// Gets the request its buffer, now or in its turn.
     pub(super) fn seek_buffer(&mut self, id: RequestId) {
-        let Some(queue_id) = self.requests.get(id).map(|request| request.queue) else { return };
+        let Some(request) = self.requests.get(id) else { return };
+        let (queue_id, device, in_capsule) = (request.queue, request.device, request.in_capsule);
         let Some(queue) = self.queues.get(queue_id) else { return };
-        // Nobody is overtaken: neither one's own earlier commands, nor the queues that wait.
+        // Nobody is overtaken: neither one's own earlier commands, nor queues that wait for memory.
         let first = self.is_urgent(id)
-            || (queue.waiting.is_empty() && (self.ring.is_empty() || !queue.is_io()));
-        if first && self.try_buffer(id) == Attempt::Got {
-            self.have_buffer(id);
-            return;
+            || (queue.waiting.is_empty_for(device) && (!self.dry || !queue.is_io()));
+        if first {
+            match self.try_buffer(id) {
+                Attempt::Got => return self.have_buffer(id),
+                Attempt::Empty => self.found_empty(queue_id),
+                Attempt::Crowded => self.found_crowded(device),
+                Attempt::OverShare => {}
+            }
         }
         let Some(request) = self.requests.get_mut(id) else { return };
         request.stage = Stage::Buffer;
         request.since = self.now;
-        let in_capsule = request.in_capsule;
         self.counters.buffer_waits += 1;
         if let Some(queue) = self.queues.get_mut(queue_id) {
             if in_capsule {
                 // Nothing behind it on its connection is read before it has its buffer.
-                queue.waiting.push_front(&mut self.requests, id);
+                queue.waiting.push_front(&mut self.requests, device, id);
             } else {
-                queue.waiting.push(&mut self.requests, id);
+                queue.waiting.push(&mut self.requests, device, id);
             }
             if !queue.in_ring {
                 queue.in_ring = true;
@@ -80,11 +89,12 @@ impl Shard {
         if asked_for && !self.pledges.allow(queue, &self.requests, &self.hosts) {
             return Attempt::OverShare;
         }
+        let charge = size_class(request.length);
+        let device_share = self.device_share(request, charge);
         let Some(request) = self.requests.get_mut(id) else { return Attempt::OverShare };
         let Some(queue) = self.queues.get_mut(request.queue) else { return Attempt::OverShare };
         let Some(host) = self.hosts.get_mut(queue.host) else { return Attempt::OverShare };
         let (capacity, available) = (self.pool.capacity(), self.pool.available());
-        let charge = size_class(request.length);
         let most_host = if host.host.is_some() { capacity - capacity / 4 } else { capacity / 8 };
         let over = |held: usize, most: usize| held > 0 && held.saturating_add(charge) > most;
         // What a host's I/O queues hold, in a device that hangs perhaps, does not stop its admin commands: with
@@ -92,8 +102,11 @@ impl Shard {
         let is_admin = !queue.is_io() && host.host.is_some();
         let beyond_share =
             over(queue.charged, capacity / 4) || !is_admin && over(host.charged, most_host);
-        if !urgent && beyond_share {
+        if !urgent && beyond_share && device_share != DeviceShare::Little {
             return Attempt::OverShare;
+        }
+        if !urgent && device_share == DeviceShare::Beyond {
+            return Attempt::Crowded;
         }
         let kept = match (urgent, asked_for) {
             (true, _) => 0,
@@ -109,6 +122,10 @@ impl Shard {
         request.charge = u32::try_from(charge).unwrap_or(u32::MAX);
         queue.charged = queue.charged.saturating_add(charge);
         host.charged = host.charged.saturating_add(charge);
+        let device = request.device.and_then(|key| self.subsystems.backends.get_mut(key));
+        if let Some(backend) = device {
+            backend.charged = backend.charged.saturating_add(charge);
+        }
         Attempt::Got
     }
 
@@ -138,6 +155,10 @@ impl Shard {
         let charge = usize::try_from(request.charge).unwrap_or(usize::MAX);
         request.charge = 0;
         drop(buffer);
+        let device = request.device.and_then(|key| self.subsystems.backends.get_mut(key));
+        if let Some(backend) = device {
+            backend.charged = backend.charged.saturating_sub(charge);
+        }
         if let Some(queue) = self.queues.get_mut(request.queue) {
             queue.charged = queue.charged.saturating_sub(charge);
             if let Some(host) = self.hosts.get_mut(queue.host) {
@@ -150,10 +171,12 @@ impl Shard {
     /// Hands out what has become free, round the ring. Whether anybody got something.
     pub(super) fn serve_waiting(&mut self) -> bool {
         let mut served = 0;
-        while served < SERVED_PER_TURN {
+        loop {
             let before = served;
-            let dry = self.serve_round(&mut served);
-            if dry || served == before {
+            self.dry = false;
+            self.round = self.round.wrapping_add(1);
+            self.serve_round(&mut served);
+            if self.dry || served == before || served >= SERVED_PER_TURN {
                 break;
             }
         }
@@ -162,47 +185,70 @@ impl Shard {
         served > 0
     }
 
-    /// Visits every queue of the ring once, which leaves the others in their order; whether an I/O queue found
-    /// the pool empty. Those behind it are then passed over, but for admin queues and new connections.
-    fn serve_round(&mut self, served: &mut u32) -> bool {
-        let mut dry = false;
+    /// Visits every queue of the ring once; those that get something go behind those that do not. When an I/O
+    /// queue finds the pool empty, the others are passed over, but for admin queues and new connections.
+    fn serve_round(&mut self, served: &mut u32) {
         for _ in 0..self.ring.len() {
             let Some(queue_id) = self.ring.pop_front() else { break };
-            let Some(first) = self.first_waiting(queue_id) else { continue };
-            let is_io = self.queues.get(queue_id).is_some_and(Queue::is_io);
-            let passed_over = dry && is_io && !self.is_urgent(first);
-            let attempt = if passed_over { Attempt::OverShare } else { self.try_buffer(first) };
-            if attempt == Attempt::Got {
-                if let Some(queue) = self.queues.get_mut(queue_id) {
-                    queue.waiting.pop(&mut self.requests);
-                }
-                *served += 1;
-            }
-            if attempt == Attempt::Empty {
-                self.counters.pool_empty += 1;
-                dry |= is_io;
-            }
-            if self.first_waiting(queue_id).is_some() {
-                self.ring.push_back(queue_id);
-            }
-            if attempt == Attempt::Got {
-                self.have_buffer(first);
+            let got = self.serve_queue(queue_id);
+            *served += u32::from(got);
+            let Some(queue) = self.queues.get_mut(queue_id) else { continue };
+            queue.in_ring = !queue.waiting.is_empty();
+            match (queue.in_ring, got) {
+                (true, true) => self.served.push_back(queue_id),
+                (true, false) => self.ring.push_back(queue_id),
+                (false, _) => {}
             }
         }
-        dry
+        self.ring.append(&mut self.served);
+    }
+
+    /// One request of this queue gets a buffer, if the pool and the shares permit; whether one did. Its devices
+    /// take turns.
+    fn serve_queue(&mut self, queue_id: QueueId) -> bool {
+        let devices = self.queues.get(queue_id).map_or(0, |queue| queue.waiting.devices());
+        for place in 0..devices {
+            let Some(queue) = self.queues.get(queue_id) else { return false };
+            let is_io = queue.is_io();
+            let Some(first) = queue.waiting.first(place) else { return false };
+            if self.dry && is_io && !self.is_urgent(first) {
+                continue;
+            }
+            match self.try_buffer(first) {
+                Attempt::Got => {
+                    if let Some(queue) = self.queues.get_mut(queue_id) {
+                        queue.waiting.pop(&mut self.requests, place);
+                    }
+                    self.have_buffer(first);
+                    return true;
+                }
+                Attempt::Empty => self.found_empty(queue_id),
+                Attempt::Crowded => {
+                    self.found_crowded(self.requests.get(first).and_then(|request| request.device))
+                }
+                Attempt::OverShare => {}
+            }
+        }
+        false
+    }
+
+    /// A request within its shares finds no memory: I/O queues behind it wait until it has been served.
+    fn found_empty(&mut self, queue_id: QueueId) {
+        self.counters.pool_empty += 1;
+        self.dry |= self.queues.get(queue_id).is_some_and(Queue::is_io);
+    }
+
+    /// A request within the other shares is beyond its device's: those behind it wait until it has been served.
+    fn found_crowded(&mut self, device: Option<Key>) {
+        self.counters.device_crowded += 1;
+        if let Some(backend) = device.and_then(|key| self.subsystems.backends.get_mut(key)) {
+            backend.crowded_in = Some(self.round);
+        }
     }
 
     fn is_urgent(&self, id: RequestId) -> bool {
         self.requests.get(id).is_some_and(|request| {
             self.queues.get(request.queue).is_some_and(|queue| is_urgent(request, queue))
         })
-    }
-
-    /// The first request of this queue that waits; if there is none, the queue leaves the ring.
-    fn first_waiting(&mut self, queue_id: QueueId) -> Option<RequestId> {
-        let queue = self.queues.get_mut(queue_id)?;
-        let first = queue.waiting.first();
-        queue.in_ring = first.is_some();
-        first
     }
 }

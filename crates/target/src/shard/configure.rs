@@ -260,6 +260,9 @@ fn new_backend(
         fences: 0,
         pauses: Vec::new(),
         held: Fifo::default(),
+        slots: 0,
+        charged: 0,
+        crowded_in: None,
     }
 }
 

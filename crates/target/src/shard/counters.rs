@@ -15,6 +15,8 @@ pub struct Counters {
     pub buffer_waits: u64,
     /// Times that the pool had nothing for the one whose turn it was.
     pub pool_empty: u64,
+    /// Times that the one whose turn it was found its device holding all that it may.
+    pub device_crowded: u64,
     /// Queues refused because the shard had all it may have.
     pub queues_refused: u64,
     /// Queues ended because no Connect came.

@@ -55,18 +55,21 @@ impl Shard {
         sqe: &Sqe,
         in_capsule: u32,
     ) -> Result<RequestId, CommandRefused> {
-        let Some(record) = self.queues.get_mut(queue) else {
+        let Some(record) = self.queues.get(queue) else {
             self.counters.stale_handles += 1;
             return Err(CommandRefused::Closed);
         };
         if !record.is_live() {
             return Err(CommandRefused::Closed);
         }
+        let crowded = self.crowded_device(record, sqe);
+        let Some(record) = self.queues.get_mut(queue) else { return Err(CommandRefused::Closed) };
         let room = record.has_room(&self.requests, &self.hosts, &self.pledges);
         let stopping = record.is_io() && self.shutdown.is_some();
         // What the queue owes comes behind this command, and has to come before the end.
         let refused = stopping && record.pledge.is_owing();
-        if !room || (stopping && !refused) {
+        if !room || crowded.is_some() || (stopping && !refused) {
+            record.stalled_by = crowded;
             if !record.stalled {
                 record.stalled = true;
                 self.stalled.push_back(queue);
@@ -138,6 +141,9 @@ impl Shard {
                     request.length = checked.length;
                     request.in_capsule = checked.in_capsule;
                     request.from_host = matches!(transfer, Transfer::FromHost { .. });
+                }
+                if is_io {
+                    self.charge_device(id);
                 }
                 if checked.length == 0 { self.perform(id) } else { self.seek_buffer(id) }
             }
@@ -327,6 +333,7 @@ impl Shard {
         self.release_buffer(id);
         let Some(request) = self.requests.get(id) else { return };
         let (queue_id, cid, listed) = (request.queue, request.cid(), request.listed);
+        self.discharge_device(request.device);
         if let Some(queue) = self.queues.get_mut(queue_id) {
             if listed {
                 queue.commands.remove(cid);

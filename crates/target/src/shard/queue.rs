@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::command_table::CommandTable;
 use super::hosts::Hosts;
 use super::pledges::{Pledge, Pledges};
-use super::request::{Fifo, Requests};
+use super::request::Requests;
 use super::table::{Key, Table};
+use super::waiting::Waiting;
 use crate::{DisconnectReason, Instant, PortId, QueueId, QueueInfo, RequestId};
 
 /// The shard's queues.
@@ -71,7 +72,7 @@ pub(crate) struct Queue {
     /// Data that it owes, and what is set aside for it meanwhile.
     pub(crate) pledge: Pledge,
     /// Requests that wait for a buffer.
-    pub(crate) waiting: Fifo,
+    pub(crate) waiting: Waiting,
     /// It is in the shard's ring of queues with such requests.
     pub(crate) in_ring: bool,
     /// Whose it is, in the shard's table of hosts.
@@ -80,6 +81,8 @@ pub(crate) struct Queue {
     pub(crate) charged: usize,
     /// A command was refused and [`Action::Resume`](crate::Action::Resume) is owed.
     pub(crate) stalled: bool,
+    /// The device that the command was for, if it was refused because of that.
+    pub(crate) stalled_by: Option<Key>,
     /// We have asked the transport to close it.
     pub(crate) closing: Option<DisconnectReason>,
     /// The transport has closed it.
@@ -108,11 +111,12 @@ impl Queue {
             slots: 0,
             in_device: 0,
             pledge: Pledge::default(),
-            waiting: Fifo::default(),
+            waiting: Waiting::default(),
             in_ring: false,
             host,
             charged: 0,
             stalled: false,
+            stalled_by: None,
             closing: None,
             gone: false,
             written_off: false,

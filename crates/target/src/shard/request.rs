@@ -29,7 +29,7 @@ pub(crate) type Requests = Table<RequestId, Request>;
 pub(crate) enum Stage {
     /// Being looked at: never seen between two calls of the shard.
     New,
-    /// Waits for a buffer, in its queue's list.
+    /// Waits for a buffer, in its queue's list for its device.
     Buffer,
     /// The transport brings the host's data.
     Receive,
@@ -88,8 +88,11 @@ pub(crate) struct Request {
     /// They come from the host.
     pub(crate) from_host: bool,
     pub(crate) buffer: Option<Buffer>,
-    /// Bytes of the pool that the queue and the host are charged for.
+    /// Bytes of the pool that the queue, the host and the device are charged for.
     pub(crate) charge: u32,
+    /// The namespace that it names and whose share of slots and memory it counts against; None for admin
+    /// commands and those that are for every namespace.
+    pub(crate) device: Option<Key>,
     /// The namespace that it works on.
     pub(crate) backend: Option<Key>,
     /// Part numbers of the block operations that are out.
@@ -126,6 +129,7 @@ impl Request {
             from_host: false,
             buffer: None,
             charge: 0,
+            device: None,
             backend: None,
             parts: 0,
             flush_first: false,

@@ -158,14 +158,18 @@ impl Shard {
     fn resume_stalled(&mut self) {
         for _ in 0..self.stalled.len().min(RESUMES_PER_TURN) {
             let Some(id) = self.stalled.pop_front() else { break };
-            let Some(queue) = self.queues.get_mut(id) else { continue };
+            let Some(queue) = self.queues.get(id) else { continue };
             let room = queue.has_room(&self.requests, &self.hosts, &self.pledges);
             let stopping = queue.is_io() && self.shutdown.is_some() && !queue.pledge.is_owing();
-            if !room || stopping {
+            // A queue that owes data by now is read on, whatever it was stalled for.
+            let device = queue.stalled_by.filter(|_| !queue.pledge.is_owing());
+            if !room || stopping || self.is_out_of_slots(device) {
                 self.stalled.push_back(id);
                 continue;
             }
+            let Some(queue) = self.queues.get_mut(id) else { continue };
             queue.stalled = false;
+            queue.stalled_by = None;
             let port = queue.port;
             if queue.is_live() {
                 self.act(port, Action::Resume { queue: id });

@@ -16,6 +16,8 @@ pub(crate) struct State {
     pub(crate) geometry: Geometry,
     /// Operations stay in the queues of these numbers, which count the queues as they are opened.
     pub(crate) stuck: [bool; 8],
+    /// Though stuck, it finishes so many more.
+    allowed: usize,
     opened: usize,
     /// What it does not let go of, it does not cancel either.
     pub(crate) cancels: bool,
@@ -49,6 +51,7 @@ impl TestDevice {
                 bytes: vec![0; usize::try_from(blocks).unwrap() * BLOCK as usize],
                 geometry: Geometry { block_size: BLOCK, blocks, generation: 1 },
                 stuck: [false; 8],
+                allowed: 0,
                 opened: 0,
                 cancels: true,
                 failures: VecDeque::new(),
@@ -72,6 +75,11 @@ impl TestDevice {
 
     pub(crate) fn stick_queue(&self, number: usize, stuck: bool) {
         self.state.lock().unwrap().stuck[number] = stuck;
+    }
+
+    /// It finishes so many operations though it is stuck.
+    pub(crate) fn let_go_of(&self, operations: usize) {
+        self.state.lock().unwrap().allowed += operations;
     }
 
     pub(crate) fn cancels(&self, cancels: bool) {
@@ -137,10 +145,12 @@ impl BlockQueue for TestQueue {
         let mut count = 0;
         let mut kept = VecDeque::new();
         while let Some((operation, aborted)) = self.operations.pop_front() {
-            if count >= max || (state.stuck[self.number] && !aborted) {
+            let held = state.stuck[self.number] && !aborted;
+            if count >= max || (held && state.allowed == 0) {
                 kept.push_back((operation, aborted));
                 continue;
             }
+            state.allowed -= usize::from(held);
             count += 1;
             let result =
                 if aborted { Err(ErrorKind::Aborted) } else { carry_out(&mut state, &operation) };
@@ -165,8 +175,9 @@ impl BlockQueue for TestQueue {
     }
 
     fn needs_poll(&self) -> bool {
-        let stuck = self.state.lock().unwrap().stuck[self.number];
-        self.operations.iter().any(|(_, aborted)| *aborted || !stuck)
+        let state = self.state.lock().unwrap();
+        let held = state.stuck[self.number] && state.allowed == 0;
+        self.operations.iter().any(|(_, aborted)| *aborted || !held)
     }
 }
 

@@ -1,0 +1,110 @@
+//! What one device may hold of the pool and of the request slots, so that a slow one delays no other.
+//!
+//! A device that hangs keeps the buffers and slots of its commands. It may therefore hold as much as it leaves
+//! free for I/O, and no more: one such device ends with half, a second with half of the rest, and there is always
+//! something for the next. As long as an eighth of the pool is free besides:
+//!
+//! * data in a capsule, behind which nothing on its connection can be read, goes past its device's share;
+//! * a command for a device that holds little goes past the shares of its queue and its host, which may be
+//!   stuck in another.
+//!
+//! The first command in the ring that only its device's share keeps back is the next one to be served for that
+//! device, as with the pool itself: large transfers are not starved by small ones.
+//!
+//! Where slots are at stake, a connection whose next command is for such a device is not read on;
+//! connections that leave the device alone are.
+//!
+//! Rejected: a fixed part for each device, since a node has one or a thousand.
+
+use nvme::Sqe;
+
+use super::Shard;
+use super::queue::{Queue, Role};
+use super::request::Request;
+use super::table::Key;
+use crate::RequestId;
+
+/// What a device may hold of the pool, whatever the shares of queues and hosts: this part of it.
+const LITTLE: usize = 32;
+
+/// The part of the pool that must be free for anybody to go past a share.
+const SPARE: usize = 8;
+
+/// How a buffer fits the share of its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DeviceShare {
+    /// The device holds so little that the shares of others do not count.
+    Little,
+    /// Nothing stands against it; or there is no device.
+    Within,
+    /// It has to wait, or another has been waiting for its share of this device.
+    Beyond,
+}
+
+impl Shard {
+    /// The namespace that an I/O command on this queue names.
+    fn device_of(&self, queue: &Queue, sqe: &Sqe) -> Option<Key> {
+        let Role::Io { subsystem, .. } = queue.role else { return None };
+        self.subsystems.get(subsystem)?.backend(sqe.nsid.get())
+    }
+
+    /// From now on the request counts against its device's share.
+    pub(super) fn charge_device(&mut self, id: RequestId) {
+        let Some(request) = self.requests.get(id) else { return };
+        let Some(queue) = self.queues.get(request.queue) else { return };
+        let device = self.device_of(queue, &request.sqe);
+        if let Some(request) = self.requests.get_mut(id) {
+            request.device = device;
+        }
+        if let Some(backend) = device.and_then(|key| self.subsystems.backends.get_mut(key)) {
+            backend.slots = backend.slots.saturating_add(1);
+        }
+    }
+
+    /// A request of this device has given everything back.
+    pub(super) fn discharge_device(&mut self, device: Option<Key>) {
+        if let Some(backend) = device.and_then(|key| self.subsystems.backends.get_mut(key)) {
+            backend.slots = backend.slots.saturating_sub(1);
+        }
+    }
+
+    /// Whether a device holds more slots than it leaves free for I/O.
+    pub(super) fn is_out_of_slots(&self, device: Option<Key>) -> bool {
+        let backend = device.and_then(|key| self.subsystems.backends.get(key));
+        backend.is_some_and(|backend| backend.slots > self.slots_for_io())
+    }
+
+    fn slots_for_io(&self) -> u32 {
+        let free = self.requests.free();
+        let all = free.saturating_add(self.requests.len());
+        free.saturating_sub(self.pledges.kept(all).max(all / 16))
+    }
+
+    /// The device, if any, that keeps this command from being taken now.
+    pub(super) fn crowded_device(&self, queue: &Queue, sqe: &Sqe) -> Option<Key> {
+        // No device can have that many; or the queue is read on, for the data that it owes.
+        if self.requests.len() <= self.slots_for_io() || queue.pledge.is_owing() {
+            return None;
+        }
+        self.device_of(queue, sqe).filter(|key| self.is_out_of_slots(Some(*key)))
+    }
+
+    /// How another `charge` bytes fit the share of the request's device.
+    pub(super) fn device_share(&self, request: &Request, charge: usize) -> DeviceShare {
+        let backend = request.device.and_then(|key| self.subsystems.backends.get(key));
+        let Some(backend) = backend else { return DeviceShare::Within };
+        let (capacity, available) = (self.pool.capacity(), self.pool.available());
+        let held = backend.charged.saturating_add(charge);
+        let spare = available.saturating_sub(charge) >= capacity / SPARE;
+        if spare && (backend.charged == 0 || held <= capacity / LITTLE) {
+            return DeviceShare::Little;
+        }
+        let fits = backend.charged == 0 || held <= available.saturating_sub(capacity / 16);
+        let goes_past = spare && request.in_capsule;
+        if goes_past || fits && backend.crowded_in != Some(self.round) {
+            DeviceShare::Within
+        } else {
+            DeviceShare::Beyond
+        }
+    }
+}
