@@ -102,13 +102,18 @@ check_network_outage_under_load() {
   verified_write_ends_well
 }
 
+# Whether anything has been written on the paths of this controller.
+writes_arrive() {
+  [ "$(awk '{written += $7} END {print written}' "/sys/class/nvme/$controller"/nvme*n*/stat)" -gt 0 ]
+}
+
 # A disconnect that the host does not wait for, with commands in flight.
 check_host_vanishes_under_load() {
   connect "$nqn_memory" -i 4
   use_namespace 1
   fio --name=vanish --filename="$disk" --direct=1 --ioengine=libaio --rw=randwrite --bs=64k --size=64M --iodepth=32 \
-    --time_based --runtime=60 >/dev/null 2>&1 &
-  sleep 2
+    --allow_file_create=0 --time_based --runtime=60 >/dev/null 2>&1 &
+  wait_until 60 writes_arrive || fail "the write does not get going"
   disconnect
   wait $! || true
   connect "$nqn_memory" -i 4

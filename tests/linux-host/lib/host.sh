@@ -80,7 +80,7 @@ find_disk() {
 
 # verified_fio OPTION...: one fio run on $disk that writes, reads back and compares; any difference fails the check.
 verified_fio() {
-  fio --filename="$disk" --direct=1 --ioengine=libaio --verify=crc32c --verify_state_save=0 --verify_fatal=1 --group_reporting \
+  fio --filename="$disk" --allow_file_create=0 --direct=1 --ioengine=libaio --verify=crc32c --verify_state_save=0 --verify_fatal=1 --group_reporting \
     --randrepeat=0 --output="$scratch/fio.log" "$@" || {
     tail -n 30 "$scratch/fio.log"
     fail "fio: $(grep -m1 -E 'verify|error|err=' "$scratch/fio.log")"
