@@ -32,6 +32,7 @@ mod device_share;
 mod drain;
 mod drive;
 mod event;
+mod fence;
 mod hosts;
 mod intake;
 mod keep_alive;
@@ -151,8 +152,7 @@ pub struct Shard {
     connecting: Vec<connect::Pending>,
     /// Other shards' questions about old writes that cannot be answered yet.
     quiescing: Vec<drain::Question>,
-    fences: Vec<drain::Fence>,
-    fence_number: u64,
+    fences: fence::Fences,
     pauses: pause::Pauses,
     /// The version of the configuration that each shard runs.
     versions: Vec<u64>,
@@ -202,8 +202,7 @@ impl Shard {
             outbox: VecDeque::with_capacity(64),
             connecting: Vec::new(),
             quiescing: Vec::new(),
-            fences: Vec::new(),
-            fence_number: 0,
+            fences: fence::Fences::default(),
             pauses: pause::Pauses::default(),
             versions: vec![0; usize::from(shards)],
             announcements: Vec::new(),

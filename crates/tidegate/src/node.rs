@@ -32,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a reactor that is asked when time is up already may take to say what it still has: on a
 /// loaded machine it may not run at once, and the names are what the user needs.
 const LAST_WORD: Duration = Duration::from_millis(250);
+/// How long hosts that have been sent everything may take to close, though time is up.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// The TCP transport's port at every shard.
 const TCP: PortId = PortId(0);
 
@@ -130,16 +132,24 @@ impl Node {
         collect(self.ask(|done| Letter::Configure(Arc::clone(configuration), done))?)
     }
 
-    /// Listens on an address, waiting up to `patience` for one that is still in use. Hosts may
-    /// connect from now on. The address, with the port that the system chose if `address` has 0.
+    /// Listens on these addresses, waiting up to `patience` for each that is still in use. None accepts
+    /// connections before all are there; then hosts may connect. The addresses, with the port that the
+    /// system chose where one has 0.
     ///
     /// # Errors
     /// [`NodeError::Listen`], naming the address.
-    pub fn listen(&self, address: SocketAddr, patience: Duration) -> Result<SocketAddr, NodeError> {
-        let listener = Listener::bind(address, patience)?;
-        let address = listener.address();
-        self.tcp.listen(listener);
-        Ok(address)
+    pub fn listen(
+        &self,
+        addresses: &[SocketAddr],
+        patience: Duration,
+    ) -> Result<Vec<SocketAddr>, NodeError> {
+        let listeners = addresses.iter().map(|&address| Listener::bind(address, patience));
+        let listeners: Vec<_> = listeners.collect::<Result<_, _>>()?;
+        let addresses = listeners.iter().map(Listener::address).collect();
+        for listener in listeners {
+            self.tcp.listen(listener);
+        }
+        Ok(addresses)
     }
 
     /// Memory for data in flight.
@@ -182,9 +192,10 @@ impl Node {
         let mut stuck = self.wait_while(until, |node| node.undrained(until));
         self.tcp.shutdown();
         // Answers that are on their way leave before the connections close.
-        let open = self.wait_while(until, |node| match node.tcp.connections() {
+        let farewell = if stuck.is_empty() { until.max(Instant::now() + FAREWELL) } else { until };
+        let open = self.wait_while(farewell, |node| match node.tcp.connections() {
             0 => Vec::new(),
-            open => vec![format!("{open} connections are still open")],
+            open => vec![format!("{open} hosts do not take what was sent to them")],
         });
         if stuck.is_empty() {
             // Otherwise they are open because of what is stuck.

@@ -1,21 +1,26 @@
 //! `tidegate serve`: from a configuration file to a running node, and back down again.
 //!
-//! Runs on the main thread. Nothing is created before the whole configuration has been checked.
+//! The main thread waits for signals and for the node to start, which a thread of its own does. Nothing is created
+//! before the whole configuration has been checked, and no host can connect before everything is there.
 
 mod assemble;
 mod banner;
 mod limits;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
+use std::thread;
 
 use anyhow::Context;
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use target::configuration::Configuration;
 use tidegate::node::Node;
 use tracing::info;
 
-use crate::config;
+use crate::config::{self, Config, Source};
 use crate::failure::Failure;
 use crate::logging;
 
@@ -30,6 +35,19 @@ pub(crate) struct ServeArgs {
     json: bool,
 }
 
+/// What the main thread waits for.
+enum Event {
+    Signal(i32),
+    Serving(Result<Serving, Failure>),
+}
+
+/// A node that hosts may connect to.
+struct Serving {
+    cores: Vec<usize>,
+    configuration: Arc<Configuration>,
+    node: Node,
+}
+
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -38,26 +56,61 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let (config, source) = config::load(&args.config)?;
     logging::start(&config.logging);
     limits::raise();
-    // Before any thread starts, so that none of them takes the signal instead.
-    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot wait for signals")?;
-
-    let cores = assemble::cores(&config)?;
-    // What the target itself refuses is found out before devices are opened or made.
-    assemble::configuration(&config, &source, &assemble::Devices::new())?;
-    let devices = assemble::devices(&config)?;
-    let configuration = assemble::configuration(&config, &source, &devices)?;
-    let node = Node::start(assemble::node(&config, &cores))?;
-    node.configure(&configuration)?;
-    for address in assemble::addresses(&config) {
-        node.listen(address, assemble::PATIENCE)?;
+    let config = Arc::new(config);
+    let (sender, events) = mpsc::channel();
+    watch_signals(sender.clone())?;
+    // On a thread of its own: it may wait for a port or a lock, and a signal is not to wait for that.
+    let wanted = Arc::clone(&config);
+    thread::Builder::new()
+        .name("start".to_owned())
+        .spawn(move || drop(sender.send(Event::Serving(start(&wanted, &source)))))
+        .context("cannot start a thread")?;
+    let mut serving = None;
+    loop {
+        match events.recv().context("the start did not come to an end")? {
+            Event::Serving(started) => {
+                let Serving { cores, configuration, node } = started?;
+                banner::print(&config, &cores, &configuration, &node, args.json)?;
+                serving = Some(node);
+            }
+            Event::Signal(signal) => {
+                let name = if signal == SIGINT { "SIGINT" } else { "SIGTERM" };
+                let Some(node) = serving else {
+                    // No host can have connected: there is nothing to finish.
+                    info!("{name}: not serving yet");
+                    return Ok(());
+                };
+                let timeout = config.shutdown_timeout();
+                info!("{name}: finishing what is in flight, for up to {timeout:?}");
+                node.shutdown(timeout)?;
+                info!("all finished and flushed");
+                return Ok(());
+            }
+        }
     }
-    banner::print(&config, &cores, &configuration, &node, args.json)?;
+}
 
-    let signal = signals.forever().next();
-    let name = if signal == Some(SIGINT) { "SIGINT" } else { "SIGTERM" };
-    let timeout = config.shutdown_timeout();
-    info!("{name}: finishing what is in flight, for up to {timeout:?}");
-    node.shutdown(timeout)?;
-    info!("all finished and flushed");
+/// Passes signals on. Called before any other thread starts, so that none of them takes one instead.
+fn watch_signals(events: Sender<Event>) -> Result<(), Failure> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot wait for signals")?;
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            signals.forever().map(Event::Signal).try_for_each(|event| events.send(event))
+        })
+        .context("cannot start a thread")?;
     Ok(())
+}
+
+/// Opens what the configuration names, and listens.
+fn start(config: &Config, source: &Source) -> Result<Serving, Failure> {
+    let cores = assemble::cores(config)?;
+    // What the target itself refuses is found out before devices are opened or made.
+    assemble::configuration(config, source, &assemble::Devices::new())?;
+    let devices = assemble::devices(config)?;
+    let configuration = assemble::configuration(config, source, &devices)?;
+    let node = Node::start(assemble::node(config, &cores))?;
+    node.configure(&configuration)?;
+    node.listen(&assemble::addresses(config), assemble::PATIENCE)?;
+    Ok(Serving { cores, configuration, node })
 }

@@ -391,7 +391,7 @@ impl Connection {
     pub(crate) fn sent<C: Core>(&mut self, count: usize, turn: &mut Turn<'_, C>) {
         self.output.sent(count, self.queue.is_some(), turn);
         if self.has_said_all() {
-            self.close_queue(turn);
+            self.said_all(turn);
         }
     }
 }

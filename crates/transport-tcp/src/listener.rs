@@ -57,6 +57,7 @@ impl Listener {
     /// [`BindError`], whose source says what the system said last.
     pub fn bind(address: SocketAddr, patience: Duration) -> Result<Listener, BindError> {
         let give_up = WallInstant::now().checked_add(patience);
+        let mut said = false;
         loop {
             let bound = ListeningSocket::bind(address).and_then(|socket| {
                 let address = socket.address()?;
@@ -67,6 +68,10 @@ impl Listener {
                     if source.kind() == io::ErrorKind::AddrInUse
                         && give_up.is_none_or(|at| WallInstant::now() < at) =>
                 {
+                    if !said {
+                        said = true;
+                        info!("{address} is in use: trying again for {patience:?}");
+                    }
                     thread::sleep(BIND_INTERVAL);
                 }
                 bound => return bound.map_err(|source| BindError { address, source }),

@@ -23,7 +23,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use memory::Pool;
@@ -42,16 +42,19 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Sets up a ring for up to `entries` operations in flight; `None`, after one line that says
-    /// why, if `io_uring` cannot be used here.
+    /// Sets up a ring for up to `entries` operations in flight; `None` if `io_uring` cannot be used here. One line
+    /// says why, once for all reactors of the process.
     pub(crate) fn probe(reactor: usize, entries: u32, without: Features) -> Option<Ring> {
         match Core::new(reactor, entries, without) {
             Ok(core) => Some(Ring { core: Rc::new(RefCell::new(core)) }),
             Err(error) => {
-                tracing::warn!(
-                    "reactor {reactor}: io_uring cannot be used ({error}); \
-                     files are served by the worker threads instead, which is slower"
-                );
+                static SAID: Once = Once::new();
+                SAID.call_once(|| {
+                    tracing::warn!(
+                        "io_uring cannot be used ({error}); \
+                         files are served by worker threads instead, which is slower"
+                    );
+                });
                 None
             }
         }

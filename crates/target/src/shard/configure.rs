@@ -108,7 +108,8 @@ impl Shard {
         }
         self.displace(key, nsid);
         let queue = open(device.as_ref()).map_err(|error| errors.push(error)).ok();
-        let backend = new_backend(key, namespace, subsystem, device.as_ref(), queue);
+        let mut backend = new_backend(key, namespace, subsystem, device.as_ref(), queue);
+        backend.fences = self.fences.count(namespace);
         let backend = self.subsystems.backends.insert(backend).ok();
         if let Some(entry) = self.subsystems.get_mut(key) {
             entry.set_backend(nsid, backend);

@@ -4,10 +4,8 @@
 //! at once. What has is given up: queues are asked to cancel it, the rest finishes with nobody to answer,
 //! and only then is the queue forgotten and its controller told.
 //!
-//! An operation that does not come back holds up its host's next Connect, up to a bound. Then its
-//! namespace is fenced on every shard (commands are refused with a retryable status until the operation
-//! has come back after all), so that nothing which the old write could overwrite is written meanwhile; and
-//! the host gets its other namespaces. The fence is acknowledged by all before the queue is forgotten.
+//! An operation that does not come back holds up its host's next Connect, up to a bound: then its device is
+//! [fenced](super::fence).
 
 use nvme::{Nqn, Status};
 
@@ -27,17 +25,6 @@ pub(crate) struct Question {
     subsystem: Nqn,
     /// When whoever asked has stopped waiting.
     deadline: Instant,
-}
-
-/// A namespace that is fenced because of a dead queue of this shard.
-#[derive(Debug)]
-pub(crate) struct Fence {
-    number: u64,
-    queue: QueueId,
-    subsystem: Nqn,
-    nsid: u32,
-    /// Shards that have not acknowledged.
-    waiting: u16,
 }
 
 impl Shard {
@@ -137,7 +124,7 @@ impl Shard {
     }
 
     /// Tells the owner of the controller that this queue is no more.
-    fn detach(&mut self, queue: QueueId, role: Role) {
+    pub(super) fn detach(&mut self, queue: QueueId, role: Role) {
         if let Role::Io { cntlid, qid, .. } | Role::Connecting { io: Some((cntlid, qid)), .. } =
             role
         {
@@ -196,113 +183,10 @@ impl Shard {
         }
     }
 
-    /// Fences the namespaces in which a queue that died long ago still has operations.
-    pub(super) fn fence_overdue(&mut self) {
-        let limit = self.limits.fence_after;
-        let overdue: Vec<QueueId> = self
-            .queues
-            .iter()
-            .filter(|(id, queue)| {
-                !queue.is_live()
-                    && queue.in_device > 0
-                    && !queue.written_off
-                    && self.now.since(queue.since) >= limit
-                    && self.fences.iter().all(|fence| fence.queue != *id)
-            })
-            .map(|(id, _)| id)
-            .collect();
-        for queue in overdue {
-            self.fence(queue);
-        }
-    }
-
-    fn fence(&mut self, queue: QueueId) {
-        let mut namespaces: Vec<(Nqn, u32)> = Vec::new();
-        let mut next = self.queues.get(queue).and_then(|queue| queue.requests);
-        while let Some(request) = next.and_then(|id| self.requests.get(id)) {
-            next = request.next;
-            let backend = request.backend.filter(|_| request.stage == Stage::Device);
-            let Some(name) = backend.and_then(|key| self.name_of(key)) else { continue };
-            if !namespaces.contains(&name) {
-                namespaces.push(name);
-            }
-        }
-        for (subsystem, nsid) in namespaces {
-            tracing::error!(
-                %subsystem, nsid,
-                "namespace fenced: its device holds operations of a host that is gone; \
-                 check the device, it is served again when they finish"
-            );
-            self.counters.fences += 1;
-            self.fence_number += 1;
-            let number = self.fence_number;
-            self.fences.push(Fence {
-                number,
-                queue,
-                subsystem: subsystem.clone(),
-                nsid,
-                waiting: self.shards,
-            });
-            self.broadcast(|| Body::Fence { subsystem: subsystem.clone(), nsid, number });
-        }
-    }
-
     /// Subsystem and NSID of a backend.
     pub(super) fn name_of(&self, key: Key) -> Option<(Nqn, u32)> {
         let backend = self.subsystems.backends.get(key)?;
         let entry = self.subsystems.get(backend.subsystem)?;
         Some((entry.subsystem.nqn().clone(), backend.namespace.nsid()))
-    }
-
-    /// A shard asks for a fence.
-    pub(super) fn raise_fence(
-        &mut self,
-        from: ShardIndex,
-        subsystem: &Nqn,
-        nsid: u32,
-        number: u64,
-    ) {
-        self.change_fence(subsystem, nsid, |fences| fences.saturating_add(1));
-        self.send(from, Body::Fenced { number });
-    }
-
-    /// A shard's fence is over.
-    pub(super) fn lower_fence(&mut self, subsystem: &Nqn, nsid: u32) {
-        self.change_fence(subsystem, nsid, |fences| fences.saturating_sub(1));
-    }
-
-    fn change_fence(&mut self, subsystem: &Nqn, nsid: u32, change: impl Fn(u32) -> u32) {
-        let backend = self.subsystems.backend(subsystem, nsid);
-        if let Some(backend) = backend.and_then(|key| self.subsystems.backends.get_mut(key)) {
-            backend.fences = change(backend.fences);
-        }
-    }
-
-    /// A shard has put up a fence of ours.
-    pub(super) fn fenced(&mut self, number: u64) {
-        let Some(fence) = self.fences.iter_mut().find(|fence| fence.number == number) else {
-            return;
-        };
-        fence.waiting = fence.waiting.saturating_sub(1);
-        let queue = fence.queue;
-        let complete =
-            self.fences.iter().filter(|fence| fence.queue == queue).all(|fence| fence.waiting == 0);
-        if !complete {
-            return;
-        }
-        let Some(record) = self.queues.get_mut(queue) else { return };
-        record.written_off = true;
-        let role = std::mem::replace(&mut record.role, Role::Unconnected);
-        self.detach(queue, role);
-        self.answer_questions();
-    }
-
-    /// A queue has gone at last, and its fences with it.
-    fn lift_fences(&mut self, queue: QueueId) {
-        while let Some(at) = self.fences.iter().position(|fence| fence.queue == queue) {
-            let Fence { subsystem, nsid, .. } = self.fences.swap_remove(at);
-            tracing::info!(%subsystem, nsid, "namespace served again");
-            self.broadcast(|| Body::Unfence { subsystem: subsystem.clone(), nsid });
-        }
     }
 }

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use nvme::{HostId, Nqn, Status};
 
+use super::fence::Device;
 use super::queue::QueueShare;
 use crate::log_page::Failure;
 use crate::{DisconnectReason, QueueId, RequestId, ShardIndex};
@@ -66,11 +67,11 @@ pub(crate) enum Body {
     /// To all: the sender runs this version of the configuration.
     Configured { version: u64 },
     /// To all: writes that nobody waits for any longer are stuck in this namespace's device; serve nothing on it.
-    Fence { subsystem: Nqn, nsid: u32, number: u64 },
+    Fence { device: Device, number: u64 },
     /// The answer: done.
     Fenced { number: u64 },
     /// To all: those writes have finished.
-    Unfence { subsystem: Nqn, nsid: u32 },
+    Unfence { device: Device },
     /// To all: hold this namespace's commands, and say so when none is in the device.
     Pause { pause: PauseKey, subsystem: Nqn, nsid: u32, deadline: crate::Instant },
     /// The answer.

@@ -103,11 +103,9 @@ impl Shard {
             }
             Body::Quiet { request } => self.quiet(request),
             Body::Configured { version } => self.configured(from, version),
-            Body::Fence { subsystem, nsid, number } => {
-                self.raise_fence(from, &subsystem, nsid, number);
-            }
+            Body::Fence { device, number } => self.raise_fence(from, device, number),
             Body::Fenced { number } => self.fenced(number),
-            Body::Unfence { subsystem, nsid } => self.lower_fence(&subsystem, nsid),
+            Body::Unfence { device } => self.lower_fence(&device),
             Body::Pause { pause, subsystem, nsid, deadline } => {
                 self.pause_asked(pause, &subsystem, nsid, deadline);
             }

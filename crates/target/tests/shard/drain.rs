@@ -1,14 +1,16 @@
 //! What dead queues leave in devices, and what it holds up.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use block::Kind;
 use nvme::Status;
 use nvme::io::{Command, Transfer};
 use target::DisconnectReason;
+use target::configuration::NamespaceOptions;
 
 use crate::device::TestDevice;
-use crate::harness::{Attempt, ENABLED, Wire, World, configuration};
+use crate::harness::{Attempt, ENABLED, NQN, Wire, World, configuration, nqn};
 
 fn write(nsid: u32, lba: u64) -> nvme::Sqe {
     Command::Write(Transfer::new(lba, 1)).to_sqe(nsid)
@@ -19,7 +21,7 @@ fn read(nsid: u32) -> nvme::Sqe {
 }
 
 /// A controller on shard 0 whose I/O queue, on the last shard, has a write stuck in the device.
-fn stuck(shards: u16) -> (World, std::sync::Arc<TestDevice>, Wire, Wire) {
+fn stuck(shards: u16) -> (World, Arc<TestDevice>, Wire, Wire) {
     let (mut world, device) = World::one_disk(shards, 64);
     let (admin, cntlid) = world.controller(0);
     let io = world.io_queue(usize::from(shards) - 1, cntlid, 1);
@@ -129,6 +131,35 @@ fn a_device_that_keeps_old_writes_is_fenced() {
             let io = wires.into_iter().rfind(|wire| wire.shard == shard).unwrap();
             world.execute(io, read(1), &[], 512).ok();
         }
+    }
+}
+
+#[test]
+fn a_fence_stays_when_the_namespace_is_taken_away_and_added_again() {
+    for shards in 1..=3 {
+        let (mut world, device, admin, io) = stuck(shards);
+        world.close(io);
+        world.close(admin);
+        world.pass(Duration::from_secs(16));
+        let mut builder = world.shards[0].configuration().change();
+        builder.remove_namespace(&nqn(NQN), 1).unwrap();
+        world.configure(&builder.build().unwrap(), &[]);
+        // The same device, as another namespace, while the old write is still in it.
+        let mut builder = world.shards[0].configuration().change();
+        let again = Arc::clone(&device);
+        builder.add_namespace(&nqn(NQN), NamespaceOptions::new(3, again)).unwrap();
+        world.configure(&builder.build().unwrap(), &[]);
+        let (_, cntlid) = world.controller(0);
+        for shard in 0..usize::from(shards) {
+            let io = world.io_queue(shard, cntlid, u16::try_from(shard).unwrap() + 1);
+            world.execute(io, write(3, 5), &[8; 512], 0).failed(Status::NAMESPACE_NOT_READY);
+        }
+        device.stick(false);
+        world.run();
+        let wires: Vec<Wire> = world.wires.keys().copied().collect();
+        let io = wires.into_iter().next_back().unwrap();
+        world.execute(io, write(3, 5), &[9; 512], 0).ok();
+        assert_eq!(device.state.lock().unwrap().bytes[5 * 512], 9);
     }
 }
 

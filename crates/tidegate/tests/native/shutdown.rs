@@ -85,3 +85,38 @@ fn a_device_that_hangs_is_named() {
     assert!(stuck.contains("tape") && stuck.contains(NQN), "{stuck}");
     assert_eq!(stuck.lines().count(), 1, "{stuck}");
 }
+
+#[test]
+fn a_host_that_does_not_close_holds_up_nothing() {
+    let folder = folder();
+    let port = free_port();
+    let config = file_config(port, "shutdown_timeout = \"200ms\"\n");
+    let daemon = Daemon::start(folder.path(), &config);
+    // Connected and served, then deaf: neither reads what is sent to it nor closes.
+    let (_controller, _queues) = connect(options(loopback(port), NQN, "deaf"), 2, 4, 4096);
+    daemon.signal(Signal::TERM);
+    let (status, said, took) = daemon.wait();
+    assert!(status.success(), "{status}: {said}");
+    assert!(took < Duration::from_secs(3), "{took:?}: {said}");
+}
+
+#[test]
+fn sigterm_while_it_waits_for_a_port_or_a_lock_is_obeyed_at_once() {
+    let folder = folder();
+    let (port, other) = (free_port(), free_port());
+    let first = Daemon::start(folder.path(), &file_config(port, ""));
+    // The second waits for the lock on the file; the third, in its own folder, for the port.
+    let elsewhere = crate::support::folder();
+    for (place, port, waits_for) in
+        [(folder.path(), other, "in use"), (elsewhere.path(), port, "in use")]
+    {
+        let waiting = Daemon::spawn(place, &file_config(port, ""));
+        until("it says that it waits", || waiting.errors().contains(waits_for).then_some(()));
+        waiting.signal(Signal::TERM);
+        let (status, said, took) = waiting.wait();
+        assert!(status.success() && said.contains("not serving yet"), "{status}: {said}");
+        assert!(took < Duration::from_secs(3), "{took:?}: {said}");
+    }
+    first.signal(Signal::TERM);
+    assert!(first.wait().0.success());
+}

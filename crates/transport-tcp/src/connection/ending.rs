@@ -1,11 +1,17 @@
 //! Deadlines, and the ways in which a connection ends.
 
+use std::time::Duration;
+
 use reactor::Instant;
 
 use super::output::Entry;
 use super::terminate::{CloseReason, Violation};
 use super::{Connection, Core, Phase, Turn};
 use crate::deadline::{Timeout, earlier};
+
+/// How long a host that has been sent everything may take to close, when the transport stops. A farewell, not a duty:
+/// it spares an attentive host the reset that closing on its unread bytes would bring.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 impl Connection {
     /// When to look at the deadlines, at the latest.
@@ -37,6 +43,9 @@ impl Connection {
         if let Some((at, timeout)) = next
             && at <= turn.now
         {
+            if self.is_waiting_for_farewell() {
+                return self.end(CloseReason::Shutdown, turn);
+            }
             turn.counters.timeout(timeout);
             self.end(CloseReason::Timeout(timeout), turn);
         }
@@ -67,8 +76,25 @@ impl Connection {
         self.forget_input(turn);
         self.wake_by(deadline);
         if self.has_said_all() {
-            self.close_queue(turn);
+            self.said_all(turn);
         }
+    }
+
+    /// The last byte has left: the target need not know this queue any longer, and the host may close.
+    pub(super) fn said_all<C: Core>(&mut self, turn: &mut Turn<'_, C>) {
+        self.close_queue(turn);
+        if self.is_waiting_for_farewell()
+            && let Phase::Ending { deadline } = &mut self.phase
+        {
+            *deadline = (*deadline).min(turn.now + FAREWELL);
+            let at = *deadline;
+            self.wake_by(at);
+        }
+    }
+
+    /// The transport stops, and this host has been sent everything.
+    fn is_waiting_for_farewell(&self) -> bool {
+        self.has_said_all() && matches!(self.reason, Some(CloseReason::Shutdown))
     }
 
     /// Ends it now. What the target or the peer is owed is let go.

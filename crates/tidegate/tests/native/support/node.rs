@@ -81,8 +81,7 @@ pub(crate) fn start(plan: &Plan, exports: Vec<Exported>) -> (Node, Vec<SocketAdd
         limits: plan.limits.clone(),
     })
     .unwrap();
-    let listen = |&address| node.listen(address, PATIENCE).unwrap();
-    let addresses: Vec<_> = plan.listeners.iter().map(listen).collect();
+    let addresses = node.listen(&plan.listeners, PATIENCE).unwrap();
     let mut change = Configuration::empty().change();
     let id = |index: usize| ListenerId(index as u16 + 1);
     for (index, address) in addresses.iter().enumerate() {
