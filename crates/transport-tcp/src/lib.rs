@@ -29,6 +29,7 @@ mod deadline;
 mod in_memory;
 mod listener;
 mod network;
+mod placement;
 mod sessions;
 mod socket;
 mod transport;

@@ -11,6 +11,7 @@ use reactor::Handle;
 use crate::config::TcpConfig;
 use crate::counters::{CounterValues, Counters};
 use crate::listener::Listener;
+use crate::placement::{Place, Placement};
 use crate::socket::Socket;
 
 /// The reactor that serves the listeners.
@@ -27,6 +28,7 @@ pub struct TcpNetwork {
 pub(crate) struct Shared {
     pub(crate) config: TcpConfig,
     pub(crate) seats: Box<[Seat]>,
+    placement: Placement,
 }
 
 /// One reactor's share.
@@ -44,7 +46,7 @@ pub(crate) struct Seat {
 pub(crate) enum Note {
     Listen(Listener),
     Unlisten(SocketAddr),
-    Serve(Socket),
+    Serve(Socket, Place),
     Shutdown,
 }
 
@@ -66,7 +68,7 @@ impl Seat {
         std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A connection that was placed here is served.
+    /// A connection is served here.
     pub(crate) fn joined(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
     }
@@ -74,12 +76,6 @@ impl Seat {
     /// A connection that was served is gone.
     pub(crate) fn left(&self) {
         self.connections.fetch_sub(1, Ordering::Relaxed);
-        self.handle.queue_removed();
-    }
-
-    /// A connection that was placed here is not served.
-    pub(crate) fn declined(&self) {
-        self.handle.queue_removed();
     }
 }
 
@@ -94,7 +90,8 @@ impl TcpNetwork {
             connections: AtomicUsize::new(0),
             counters: Counters::default(),
         });
-        let shared = Shared { config: config.clamped(), seats: seats.collect() };
+        let placement = Placement::new(reactors);
+        let shared = Shared { config: config.clamped(), seats: seats.collect(), placement };
         TcpNetwork { shared: Arc::new(shared) }
     }
 
@@ -143,17 +140,13 @@ impl TcpNetwork {
 }
 
 impl Shared {
-    /// Gives a connection that was just accepted to the reactor with the fewest queues, and of
-    /// several such to the least busy one.
+    /// Gives a connection that was just accepted to a reactor.
     pub(crate) fn place(&self, socket: Socket) {
-        let best = self.seats.iter().min_by_key(|seat| {
-            let load = seat.handle.load();
-            (load.queues, load.busy)
-        });
-        if let Some(seat) = best {
-            // Counted from now on, so that a burst of connections spreads.
-            seat.handle.queue_added();
-            seat.note(Note::Serve(socket));
+        // One that is gone already has no address and needs no place.
+        let Ok((_, peer)) = socket.addresses() else { return };
+        let Some(place) = self.placement.place(peer.ip()) else { return };
+        if let Some(seat) = self.seats.get(place.reactor()) {
+            seat.note(Note::Serve(socket, place));
         }
     }
 }

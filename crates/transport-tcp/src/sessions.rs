@@ -24,6 +24,7 @@ use tracing::{debug, info};
 
 use crate::connection::{Addresses, Advance, CloseReason, Connection, Core, Turn};
 use crate::network::Seat;
+use crate::placement::Place;
 use crate::socket::Socket;
 
 /// Turns in a row in which a connection is read without an event, and nothing is found.
@@ -43,6 +44,7 @@ struct Key {
 #[derive(Debug)]
 struct Session {
     socket: Socket,
+    _place: Place,
     connection: Connection,
     serial: u64,
     queue: Option<QueueId>,
@@ -107,6 +109,7 @@ impl Sessions {
     pub(crate) fn open<C: Core>(
         &mut self,
         socket: Socket,
+        place: Place,
         turn: &mut Turn<'_, C>,
     ) -> io::Result<()> {
         let (local, peer) = socket.addresses()?;
@@ -118,6 +121,7 @@ impl Sessions {
         self.serial = self.serial.wrapping_add(1);
         entry.insert(Session {
             socket,
+            _place: place,
             connection,
             serial,
             queue: None,

@@ -16,7 +16,9 @@ use crate::buffers::Buffers;
 use crate::connection::{Addresses, CommandIds, Core, Turn};
 use crate::listener::Acceptor;
 use crate::network::{LISTENING_REACTOR, Note, Seat, Shared, TcpNetwork};
+use crate::placement::Place;
 use crate::sessions::Sessions;
+use crate::socket::Socket;
 
 /// NVMe/TCP on one reactor. It polls after the shard, whose answers it sends at the turn's end.
 pub struct TcpTransport {
@@ -139,25 +141,23 @@ impl TcpTransport {
                     }
                     self.turn(|sessions, _, turn| sessions.shut_down(turn));
                 }
-                (Note::Serve(socket), _) => self.serve(socket),
+                (Note::Serve(socket, place), _) => self.serve(socket, place),
             }
         }
         worked
     }
 
-    fn serve(&mut self, socket: crate::socket::Socket) {
+    fn serve(&mut self, socket: Socket, place: Place) {
         let stopping = self.stopping;
         self.turn(|sessions, seat, turn| {
             if stopping || sessions.len() >= turn.config.max_connections {
                 turn.counters.refused.add(1);
-                seat.declined();
                 return;
             }
-            match sessions.open(socket, turn) {
+            match sessions.open(socket, place, turn) {
                 Ok(()) => seat.joined(),
                 Err(error) => {
                     turn.counters.refused.add(1);
-                    seat.declined();
                     warn!("a connection was closed at once: {error}");
                 }
             }

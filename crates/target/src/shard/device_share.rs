@@ -4,7 +4,8 @@
 //! free for I/O, and no more: one such device ends with half, a second with half of the rest, and there is always
 //! something for the next. As long as an eighth of the pool is free besides:
 //!
-//! * data in a capsule, behind which nothing on its connection can be read, goes past its device's share;
+//! * data in a capsule, behind which nothing on its connection can be read, and the commands of a host that
+//!   holds little, which another may have forestalled, go past their device's share;
 //! * a command for a device that holds little goes past the shares of its queue and its host, which may be
 //!   stuck in another.
 //!
@@ -24,7 +25,7 @@ use super::request::Request;
 use super::table::Key;
 use crate::RequestId;
 
-/// What a device may hold of the pool, whatever the shares of queues and hosts: this part of it.
+/// What is little: this part of the pool.
 const LITTLE: usize = 32;
 
 /// The part of the pool that must be free for anybody to go past a share.
@@ -100,7 +101,10 @@ impl Shard {
             return DeviceShare::Little;
         }
         let fits = backend.charged == 0 || held <= available.saturating_sub(capacity / 16);
-        let goes_past = spare && request.in_capsule;
+        let queue = self.queues.get(request.queue);
+        let of_host = queue.map_or(0, |queue| self.hosts.charged(queue.host));
+        let modest = of_host == 0 || of_host.saturating_add(charge) <= capacity / LITTLE;
+        let goes_past = spare && (request.in_capsule || modest);
         if goes_past || fits && backend.crowded_in != Some(self.round) {
             DeviceShare::Within
         } else {

@@ -48,6 +48,11 @@ impl Hosts {
         self.table.get(key).map_or(0, |entry| entry.slots.saturating_add(entry.pledged))
     }
 
+    /// Bytes of the pool that its requests hold.
+    pub(crate) fn charged(&self, key: Key) -> usize {
+        self.table.get(key).map_or(0, |entry| entry.charged)
+    }
+
     /// Those set aside for it.
     pub(crate) fn pledged(&self, key: Key) -> u32 {
         self.table.get(key).map_or(0, |entry| entry.pledged)

@@ -53,7 +53,7 @@ fn a_greedy_host_leaves_room_for_others() {
             world.wait(*wire).ok();
         }
     }
-    assert_eq!(before, 4, "what the device may hold; and the modest host has its turn next");
+    assert_eq!(before, 5, "four of the greedy host, and the one of the modest");
 }
 
 #[test]
@@ -176,10 +176,10 @@ fn connections_without_a_name_get_little() {
     world.assert_clean();
 }
 
-/// Two disks, the first of which hangs, and a pool of 8 MiB.
+/// Two disks, the first of which hangs, and a pool of 32 MiB.
 fn one_of_two_hangs(limits: &ShardLimits) -> (World, Arc<TestDevice>) {
     let (stuck, well) = (TestDevice::new("disk0", 8192), TestDevice::new("disk1", 8192));
-    let mut world = World::with(1, 8 << 20, limits);
+    let mut world = World::with(1, 32 << 20, limits);
     world.configure(&configuration(&[(1, &stuck), (2, &well)]), &[&stuck, &well]);
     stuck.stick(true);
     (world, stuck)
