@@ -126,8 +126,8 @@ pub struct Identify {
     pub cns: u8,
     /// Controller Identifier (CNTID).
     pub cntid: u16,
-    /// CNS Specific Identifier: the NVM set (NVMSETID), domain, or endurance group that some CNS
-    /// values want.
+    /// CNS Specific Identifier: the NVM set (NVMSETID), domain, endurance group, or index of the user
+    /// data format that some CNS values want.
     pub cnssid: u16,
     /// Command Set Identifier (CSI).
     pub csi: u8,

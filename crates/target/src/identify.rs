@@ -2,7 +2,12 @@
 //!
 //! Pure functions of the configuration and of the few facts about the controller that are not in it. Every
 //! number here is one that the code elsewhere keeps: limits come from the configuration that the checks use,
-//! capabilities from the devices. A CNS that is not served is an Invalid Field, as the specification has it.
+//! capabilities from the devices.
+//!
+//! Every CNS that the specification makes mandatory is served, and every other that costs nothing because the
+//! answer follows from what is there: all allocated namespaces are active ones, and a namespace has
+//! one user data format, index 0. What belongs to a capability that is not offered (NVM sets, virtualization,
+//! namespace granularity, UUID lists, domains, endurance groups) is an Invalid Field, as the specification has it.
 //!
 //! A namespace whose device is missing stays in the lists, and asking about it fails retryably (Namespace
 //! Not Ready): Linux then keeps the disk that it has, where an error with Do Not Retry, or the NSID's absence
@@ -98,7 +103,16 @@ impl Controller<'_> {
                 let namespace = find(subsystem, nsid)?.map(describe).transpose()?;
                 put(out, namespace.unwrap_or_default().as_bytes());
             }
-            Cns::CommandSetNamespace if of_nvm => {
+            Cns::NamespaceFormat if of_nvm => {
+                check_format(command)?;
+                put(out, common_capabilities(subsystem).as_bytes());
+            }
+            Cns::CommandSetNamespaceFormat if of_nvm => {
+                // No protection information in any namespace: all zero.
+                check_format(command)?;
+                put(out, NvmNamespace::default().as_bytes());
+            }
+            Cns::CommandSetNamespace | Cns::CommandSetAllocatedNamespace if of_nvm => {
                 // No protection information, so no storage tags: all zero, as for an inactive namespace.
                 if let Some(namespace) = find(subsystem, nsid)? {
                     namespace.ready()?;
@@ -112,7 +126,7 @@ impl Controller<'_> {
             Cns::ActiveNamespaces | Cns::AllocatedNamespaces => {
                 put(out, list_namespaces(subsystem, nsid)?.as_bytes());
             }
-            Cns::CommandSetActiveNamespaces if of_nvm => {
+            Cns::CommandSetActiveNamespaces | Cns::CommandSetAllocatedNamespaces if of_nvm => {
                 put(out, list_namespaces(subsystem, nsid)?.as_bytes());
             }
             Cns::NamespaceDescriptors => {
@@ -250,20 +264,34 @@ fn list_identifiers(namespace: &Namespace) -> DescriptorWriter {
     list
 }
 
+/// The one user data format of every namespace is number 0.
+fn check_format(command: &Identify) -> Result<(), Status> {
+    if command.cnssid == 0 { Ok(()) } else { Err(Status::INVALID_FIELD.with_dnr()) }
+}
+
 /// Identify Namespace of a namespace in service.
 fn describe(namespace: &Namespace) -> Result<IdentifyNamespace, Status> {
-    let device = namespace.ready()?;
-    let (geometry, properties) = (device.geometry(), device.properties());
-    let Geometry { block_size, blocks, .. } = geometry;
-    let format = LbaFormat::plain(block_size).ok_or(Status::INTERNAL_ERROR)?;
-    let mut data = IdentifyNamespace {
+    let capabilities = capabilities(namespace)?;
+    let Geometry { block_size, blocks, .. } = namespace.ready()?.geometry();
+    Ok(IdentifyNamespace {
         nsze: U64::new(blocks),
         ncap: U64::new(blocks),
         nuse: U64::new(blocks),
-        nmic: NamespaceSharing::SHARED.bits(),
         nvmcap: U128::new(u128::from(blocks) * u128::from(block_size)),
         nsattr: if namespace.is_read_only() { IdentifyNamespace::WRITE_PROTECTED } else { 0 },
         nguid: namespace.identity().nguid,
+        ..capabilities
+    })
+}
+
+/// Of Identify Namespace what goes with the format: the fields that the specification marks as namespace
+/// capabilities ("Reported").
+fn capabilities(namespace: &Namespace) -> Result<IdentifyNamespace, Status> {
+    let device = namespace.ready()?;
+    let properties = device.properties();
+    let format = LbaFormat::plain(device.geometry().block_size).ok_or(Status::INTERNAL_ERROR)?;
+    let mut data = IdentifyNamespace {
+        nmic: NamespaceSharing::SHARED.bits(),
         nsfeat: NamespaceFeatures::OPTIMAL_PERFORMANCE.bits(),
         ..IdentifyNamespace::default()
     };
@@ -284,6 +312,32 @@ fn describe(namespace: &Namespace) -> Result<IdentifyNamespace, Status> {
         data.dlfeat = read.code() | IdentifyNamespace::WRITE_ZEROES_DEALLOCATES;
     }
     Ok(data)
+}
+
+/// The capabilities that all namespaces in service share; what they differ in is zero. So where block sizes differ
+/// there is no format (LBADS 0): none that a host could expect of any namespace.
+fn common_capabilities(subsystem: &Subsystem) -> IdentifyNamespace {
+    let in_service = subsystem.active_after(0);
+    let every = in_service.filter_map(|namespace| capabilities(namespace).ok());
+    let optimal =
+        |data: &IdentifyNamespace| (data.npwg, data.npwa, data.npdg, data.npda, data.nows);
+    let common = every.reduce(|mut common, other| {
+        let other_format = common.lbaf != other.lbaf;
+        // In logical blocks, so of no use without their size.
+        if other_format || optimal(&common) != optimal(&other) {
+            common.nsfeat &= !NamespaceFeatures::OPTIMAL_PERFORMANCE.bits();
+            (common.npwg, common.npwa, common.nows) = (U16::ZERO, U16::ZERO, U16::ZERO);
+            (common.npdg, common.npda) = (U16::ZERO, U16::ZERO);
+        }
+        if other_format {
+            common.lbaf = IdentifyNamespace::default().lbaf;
+        }
+        if common.dlfeat != other.dlfeat {
+            common.dlfeat = 0;
+        }
+        common
+    });
+    common.unwrap_or_default()
 }
 
 /// A number of blocks as a 0's based field has it; what does not fit is the most that does.

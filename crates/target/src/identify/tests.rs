@@ -176,6 +176,91 @@ fn a_namespace_is_described_as_its_device_is() {
     assert_eq!((independent.nsattr, independent.nmic, independent.nstat), (1, 1, 1));
 }
 
+/// Every value of CNS: those of nvme-cli's commands, those that are reserved, and what becomes of each.
+#[test]
+fn every_cns_is_answered_or_refused_as_specified() {
+    use Answer::{Data, Refused, Zeroes};
+    let configuration = example();
+    let subsystem = configuration.subsystem(&nqn()).unwrap();
+    let controller = controller(subsystem);
+    for cns in 0..=u8::MAX {
+        let expected = match cns {
+            // Namespaces, the controller, lists; user data formats; allocated namespaces; controllers.
+            0x00..=0x03 | 0x06..=0x09 | 0x10..=0x13 | 0x1a | 0x1c => Data,
+            // No namespace has protection information.
+            0x05 | 0x0a | 0x1b => Zeroes,
+            // NVM sets, virtualization, granularity, UUIDs, domains, endurance groups: not offered. The rest is
+            // reserved in version 2.0, or the vendor's.
+            _ => Refused(INVALID_FIELD),
+        };
+        let nsid = match cns {
+            0x01..=0x02 | 0x06..=0x07 | 0x09..=0x10 | 0x13 | 0x1a | 0x1c => 0,
+            _ => 1,
+        };
+        let command =
+            Identify { cns, cntid: if cns == 0x1c { u16::MAX } else { 0 }, ..Identify::default() };
+        assert_eq!(answer(&controller, command, nsid), expected, "{cns:#04x}");
+        // What is of one command set is not of another.
+        if matches!(cns, 0x05..=0x07 | 0x09..=0x0a | 0x1a..=0x1b) {
+            let zoned = Identify { csi: Csi::Zoned.code(), ..command };
+            assert_eq!(answer(&controller, zoned, nsid), Refused(INVALID_FIELD), "{cns:#04x}");
+        }
+    }
+}
+
+#[test]
+fn the_user_data_format_has_what_all_namespaces_share() {
+    let ask_format = |devices: &[TestDevice]| {
+        let mut builder = Configuration::empty().change();
+        builder.add_subsystem(nqn(), SubsystemOptions::default()).unwrap();
+        for (nsid, device) in (1..).zip(devices) {
+            let options = NamespaceOptions::new(nsid, device.clone().shared());
+            builder.add_namespace(&nqn(), options).unwrap();
+        }
+        let waiting = NamespaceOptions::waiting(9, "missing".to_owned());
+        builder.add_namespace(&nqn(), waiting).unwrap();
+        let configuration = builder.build().unwrap();
+        let controller = controller(configuration.subsystem(&nqn()).unwrap());
+        // The NSID means nothing here.
+        for nsid in [1, 77, NSID_ALL] {
+            let command = Identify::new(Cns::NamespaceFormat);
+            let data = ask::<IdentifyNamespace>(&controller, command, nsid).unwrap();
+            assert_eq!(ask(&controller, command, 0), Ok(data));
+        }
+        for cns in [Cns::NamespaceFormat, Cns::CommandSetNamespaceFormat] {
+            for index in [1, 63, u16::MAX] {
+                let command = Identify { cnssid: index, ..Identify::new(cns) };
+                assert_eq!(answer(&controller, command, 0), Answer::Refused(INVALID_FIELD));
+            }
+        }
+        ask::<IdentifyNamespace>(&controller, Identify::new(Cns::NamespaceFormat), 0).unwrap()
+    };
+    let disk = TestDevice::new("disk");
+    let twin = TestDevice { geometry: disk.geometry, ..TestDevice::new("twin") };
+    let data = ask_format(&[disk.clone(), twin]);
+    // What a namespace of this format can do, and nothing of any single one.
+    assert_eq!(data.format().unwrap().block_size(), Some(4096));
+    assert_eq!((data.nlbaf, data.nmic, data.dlfeat), (0, 1, 0b1001));
+    assert_eq!((data.nsfeat, data.npwg.get(), data.npdg.get()), (1 << 4, 1, 15));
+    assert_eq!((data.nsze.get(), data.ncap.get(), data.nuse.get()), (0, 0, 0));
+    assert_eq!((data.nvmcap.get(), data.nsattr, data.nguid), (0, 0, [0; 16]));
+    // They differ in what deallocation does.
+    let mut plain = TestDevice::new("plain");
+    plain.properties.deallocation = None;
+    let data = ask_format(&[disk.clone(), plain]);
+    assert_eq!(data.format().unwrap().block_size(), Some(4096));
+    assert_eq!((data.dlfeat, data.nsfeat, data.npwg.get(), data.npdg.get()), (0, 0, 0, 0));
+    // They differ in block size: there is no format that all have, and no number of blocks means anything.
+    let mut small = TestDevice::new("small");
+    small.geometry.block_size = 512;
+    let data = ask_format(&[disk, small]);
+    assert_eq!(data.format().unwrap().block_size(), None);
+    assert_eq!((data.dlfeat, data.nmic), (0b1001, 1));
+    assert_eq!((data.nsfeat, data.npwg.get(), data.npdg.get()), (0, 0, 0));
+    // Nothing is in service.
+    assert_eq!(ask_format(&[]), IdentifyNamespace::default());
+}
+
 #[test]
 fn large_numbers_of_blocks_fit_their_fields() {
     assert_eq!(zero_based(0).get(), 0);
@@ -217,6 +302,14 @@ enum Answer {
     Refused(Status),
 }
 
+fn answer(controller: &Controller<'_>, command: Identify, nsid: u32) -> Answer {
+    match ask::<[u8; IDENTIFY_LENGTH]>(controller, command, nsid) {
+        Ok(data) if data == [0; IDENTIFY_LENGTH] => Answer::Zeroes,
+        Ok(_) => Answer::Data,
+        Err(status) => Answer::Refused(status),
+    }
+}
+
 #[test]
 fn namespaces_that_are_not_there_are_answered_as_specified() {
     use Answer::{Data, Refused, Zeroes};
@@ -228,6 +321,7 @@ fn namespaces_that_are_not_there_are_answered_as_specified() {
     // In service, inactive, missing, being removed, beyond NN, none, all.
     let nsids = [1, 2, 4, 5, 1025, 0, NSID_ALL];
     let usual = [Data, Zeroes, retry(), Zeroes, invalid(), invalid(), invalid()];
+    let no_protection = [Zeroes, Zeroes, retry(), Zeroes, invalid(), invalid(), invalid()];
     for (cns, answers) in [
         (Cns::Namespace, &usual),
         (Cns::AllocatedNamespace, &usual),
@@ -235,10 +329,8 @@ fn namespaces_that_are_not_there_are_answered_as_specified() {
             Cns::NamespaceDescriptors,
             &[Data, invalid(), retry(), invalid(), invalid(), invalid(), invalid()],
         ),
-        (
-            Cns::CommandSetNamespace,
-            &[Zeroes, Zeroes, retry(), Zeroes, invalid(), invalid(), invalid()],
-        ),
+        (Cns::CommandSetNamespace, &no_protection),
+        (Cns::CommandSetAllocatedNamespace, &no_protection),
         (Cns::IndependentNamespace, &[Data, Zeroes, Data, Zeroes, invalid(), invalid(), invalid()]),
         (
             Cns::AttachedControllers,
@@ -246,13 +338,11 @@ fn namespaces_that_are_not_there_are_answered_as_specified() {
         ),
     ] {
         for (nsid, expected) in nsids.iter().zip(answers) {
-            let answer = match ask::<[u8; IDENTIFY_LENGTH]>(&controller, Identify::new(cns), *nsid)
-            {
-                Ok(data) if data == [0; IDENTIFY_LENGTH] => Zeroes,
-                Ok(_) => Data,
-                Err(status) => Refused(status),
-            };
-            assert_eq!(&answer, expected, "{cns} of {nsid}");
+            assert_eq!(
+                &answer(&controller, Identify::new(cns), *nsid),
+                expected,
+                "{cns} of {nsid}"
+            );
         }
     }
     let missing: IndependentNamespace =
@@ -269,7 +359,12 @@ fn lists_begin_where_they_are_asked_to() {
         let list = ask::<NamespaceList>(&controller, Identify::new(cns), after)?;
         Ok(list.iter().collect::<Vec<_>>())
     };
-    for cns in [Cns::ActiveNamespaces, Cns::CommandSetActiveNamespaces, Cns::AllocatedNamespaces] {
+    for cns in [
+        Cns::ActiveNamespaces,
+        Cns::CommandSetActiveNamespaces,
+        Cns::AllocatedNamespaces,
+        Cns::CommandSetAllocatedNamespaces,
+    ] {
         // The one whose device is missing is listed, or a host would take its disk away.
         assert_eq!(namespaces(cns, 0), Ok(vec![1, 3, 4]));
         assert_eq!(namespaces(cns, 1), Ok(vec![3, 4]));
