@@ -70,7 +70,8 @@ pub struct Controller<'a> {
     /// Whether it reports a volatile write cache: fixed when it was made, see
     /// [`Subsystem::has_volatile_write_cache`].
     pub volatile_write_cache: bool,
-    /// The identifiers of all controllers of the subsystem that are known here, ascending.
+    /// The identifiers of the subsystem's controllers from CNTID of the command on, ascending; empty if it
+    /// [is not about them](is_about_controllers).
     pub controllers: &'a [u16],
 }
 
@@ -81,6 +82,15 @@ pub enum Scope<'a> {
     Io(&'a Subsystem),
     /// The discovery log, within these limits.
     Discovery(&'a Limits),
+}
+
+/// Whether the answer depends on which controllers the subsystem has.
+pub fn is_about_controllers(command: &Identify) -> bool {
+    match Cns::try_from(command.cns) {
+        Ok(Cns::AttachedControllers | Cns::Controllers) => true,
+        Ok(Cns::CommandSets) => command.cntid != u16::MAX,
+        _ => false,
+    }
 }
 
 impl Controller<'_> {
@@ -143,8 +153,8 @@ impl Controller<'_> {
             }
             Cns::Controllers => put(out, self.list_controllers(command.cntid).as_bytes()),
             Cns::CommandSets => {
-                // FFFFh is the controller that is asked; others cannot be asked about here.
-                if command.cntid != u16::MAX && command.cntid != self.cntlid {
+                // FFFFh is the controller that is asked; all are alike.
+                if command.cntid != u16::MAX && !self.controllers.contains(&command.cntid) {
                     return invalid;
                 }
                 put(out, CommandSets::one(CommandSets::NVM).as_bytes());

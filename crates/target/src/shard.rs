@@ -42,6 +42,7 @@ mod pledges;
 mod property;
 pub mod queue;
 mod request;
+mod roll;
 mod sgl;
 mod shutdown;
 mod table;

@@ -400,7 +400,7 @@ fn the_command_set_is_nvm_alone() {
         let refused = ask::<NvmController>(&controller, zoned, 1);
         assert_eq!(refused.err(), Some(INVALID_FIELD));
     }
-    for (cntid, known) in [(0xffff, true), (9, true), (3, false)] {
+    for (cntid, known) in [(0xffff, true), (9, true), (3, true), (4, false)] {
         let command = Identify { cntid, ..Identify::new(Cns::CommandSets) };
         match ask::<CommandSets>(&controller, command, 0) {
             Ok(sets) => assert!(known && sets == CommandSets::one(1)),

@@ -83,9 +83,7 @@ impl Shard {
             Command::AsynchronousEventRequest => self.event_request(id, cntlid),
             Command::Abort(abort) => self.abort(id, cntlid, abort),
             Command::SetFeatures(set) => self.set_features(id, cntlid, &set, nsid),
-            Command::Identify(identify) => self.fill(id, |shard, queue, bytes| {
-                shard.identify(cntlid, queue, identify, nsid, bytes)
-            }),
+            Command::Identify(identify) => self.identify(id, cntlid, identify),
             Command::GetLogPage(get) => self.get_log_page(id, cntlid, &get),
             Command::GetFeatures(get) => self.get_features(id, cntlid, get),
         }
@@ -115,36 +113,45 @@ impl Shard {
         self.answer(id, result.map_or_else(Outcome::from, |()| Outcome::data(length)));
     }
 
-    fn identify(
-        &self,
+    fn identify(&mut self, id: RequestId, cntlid: u16, command: Identify) {
+        let controller = self.controllers.get(&cntlid);
+        match controller.and_then(|controller| self.subsystem_of(controller)) {
+            Some(subsystem) if identify::is_about_controllers(&command) => {
+                let nqn = subsystem.nqn().clone();
+                self.ask_for_controllers(id, nqn, command.cntid);
+            }
+            _ => self.answer_identify(id, cntlid, command, &[]),
+        }
+    }
+
+    /// Answers Identify. `controllers`: those of the subsystem from CNTID on, if the command is about them.
+    pub(super) fn answer_identify(
+        &mut self,
+        id: RequestId,
         cntlid: u16,
-        queue: &Queue,
         command: Identify,
-        nsid: u32,
-        bytes: &mut [u8],
-    ) -> Result<(), Status> {
-        let controller = self.controllers.get(&cntlid).ok_or(Status::INTERNAL_ERROR)?;
-        let of_same = |other: &Controller| other.kind == controller.kind;
-        let controllers: Vec<u16> = self
-            .controllers
-            .iter()
-            .filter(|(_, other)| of_same(other))
-            .map(|(cntlid, _)| *cntlid)
-            .collect();
-        let limits = self.limits_for(controller);
-        let scope = match self.subsystem_of(controller) {
-            Some(subsystem) => Scope::Io(subsystem),
-            None => Scope::Discovery(&limits),
+        controllers: &[u16],
+    ) {
+        let Some(nsid) = self.requests.get(id).map(|request| request.sqe.nsid.get()) else {
+            return;
         };
-        let about = identify::Controller {
-            scope,
-            cntlid,
-            transport: queue.info.transport,
-            in_capsule: limits.in_capsule.min(queue.info.in_capsule_limit),
-            volatile_write_cache: controller.features.has_volatile_write_cache(),
-            controllers: &controllers,
-        };
-        about.identify(&command, nsid, bytes)
+        self.fill(id, |shard, queue, bytes| {
+            let controller = shard.controllers.get(&cntlid).ok_or(Status::INTERNAL_ERROR)?;
+            let limits = shard.limits_for(controller);
+            let scope = match shard.subsystem_of(controller) {
+                Some(subsystem) => Scope::Io(subsystem),
+                None => Scope::Discovery(&limits),
+            };
+            let about = identify::Controller {
+                scope,
+                cntlid,
+                transport: queue.info.transport,
+                in_capsule: limits.in_capsule.min(queue.info.in_capsule_limit),
+                volatile_write_cache: controller.features.has_volatile_write_cache(),
+                controllers,
+            };
+            about.identify(&command, nsid, bytes)
+        });
     }
 
     fn get_log_page(&mut self, id: RequestId, cntlid: u16, get: &GetLogPage) {

@@ -13,6 +13,12 @@
 //!   is forgotten, a pause before it is reported, a configuration before its event is sent) is acknowledged
 //!   by each of them.
 //!
+//! A question whose answer is a list ([`Roll`]) does not go to all shards at once but from one to the next, each
+//! adding to it, and back: nobody has to keep half an answer, and one that finds its asker gone is just dropped.
+//! Rejected: a list of controllers that every shard keeps (it changes with each Connect on all shards, for a
+//! command that hardly any host sends), and a bitmap that the shards share (configurations, which name
+//! subsystems, are snapshots; it would have to live beside them and outlive them).
+//!
 //! A shard's messages to itself take the same way, so that one shard alone runs the same code as many.
 
 use std::sync::Arc;
@@ -78,6 +84,10 @@ pub(crate) enum Body {
     Paused { pause: PauseKey },
     /// To all: the pause is over.
     Resume { pause: PauseKey, subsystem: Nqn, nsid: u32 },
+    /// To each shard in turn: add your controllers.
+    CallRoll(Box<Roll>),
+    /// To the asker: all have.
+    RollCalled(Box<Roll>),
     /// To the owner: commands on this queue failed; for the error log.
     Failed { cntlid: u16, failure: Failure },
 }
@@ -94,6 +104,19 @@ pub(crate) struct Attach {
     pub(crate) host: Host,
     pub(crate) subsystem: Nqn,
     pub(crate) share: Arc<QueueShare>,
+}
+
+/// Which controllers a subsystem has, for an Identify command.
+#[derive(Debug)]
+pub(crate) struct Roll {
+    /// Who asks, and for which command.
+    pub(crate) asker: ShardIndex,
+    pub(crate) request: RequestId,
+    pub(crate) subsystem: Nqn,
+    /// The least identifier that is asked for.
+    pub(crate) from: u16,
+    /// Those found so far, ascending, no more than a list holds.
+    pub(crate) cntlids: Vec<u16>,
 }
 
 /// How a Connect is refused.

@@ -111,6 +111,8 @@ impl Shard {
             }
             Body::Paused { pause } => self.paused(pause),
             Body::Resume { pause, subsystem, nsid } => self.resumed(pause, &subsystem, nsid),
+            Body::CallRoll(roll) => self.call_roll(roll),
+            Body::RollCalled(roll) => self.roll_called(&roll),
             Body::Failed { cntlid, failure } => self.failed(cntlid, &failure),
         }
     }

@@ -20,6 +20,7 @@ mod event;
 mod ghosts;
 mod harness;
 mod hostile;
+mod identify;
 mod io;
 mod lifecycle;
 mod pause;
