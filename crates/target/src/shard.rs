@@ -149,7 +149,7 @@ pub struct Shard {
     /// Messages to this shard, its own among them.
     inbox: VecDeque<Message>,
     outbox: VecDeque<(ShardIndex, Message)>,
-    /// Admin Connects that wait for the host's old writes.
+    /// Admin Connects that wait for the host's old writes, or for the configuration.
     connecting: Vec<connect::Pending>,
     /// Other shards' questions about old writes that cannot be answered yet.
     quiescing: Vec<drain::Question>,

@@ -3,7 +3,7 @@
 //! Only what differs is touched. New namespaces get a block queue; those that are gone answer new commands with
 //! a final status at once, and their queue is closed when the last operation is back. Controllers whose host is
 //! no longer admitted, or whose way in is gone, are dropped. What hosts are to be told of is said when
-//! every shard has come as far.
+//! every shard has come as far. Connects that this shard could not decide while it was behind are decided.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -80,6 +80,7 @@ impl Shard {
             tracing::error!(%error, "a namespace is not served");
         }
         self.announce(after.version(), told);
+        self.decide_connects();
         errors
     }
 

@@ -9,6 +9,12 @@
 //!
 //! Refusals carry Do Not Retry where trying again cannot help; Linux stops reconnecting on it. So there is
 //! none while the configuration is not there yet, while old writes drain, and during a shutdown.
+//!
+//! Nor is there one because this shard is behind with the configuration: a host that was told of a subsystem, by
+//! the discovery log of a shard that is ahead, may come here before the configuration does. That is why access is
+//! decided only after every shard has answered: whatever a shard announced before the host heard of it
+//! ([`Body::Configured`]) has arrived by then. A Connect that this shard would refuse, knowing that it is
+//! behind, waits for the configuration, up to the same bound; `nvme connect` does not repeat its first.
 
 use std::sync::Arc;
 
@@ -37,7 +43,7 @@ use crate::{Instant, QueueId, RequestId, ShardIndex};
 /// specification demands and Linux uses.
 const ADMIN_ENTRIES_LEAST: u16 = 32;
 
-/// An admin Connect that waits for the host's old writes.
+/// An admin Connect that waits for the host's old writes, and then perhaps for this shard's configuration.
 #[derive(Debug)]
 pub(crate) struct Pending {
     request: RequestId,
@@ -113,7 +119,7 @@ impl Shard {
         connect: Connect,
         data: &ConnectData,
     ) -> Result<(), Refusal> {
-        let (host, subsystem) = self.check_names(queue_id, connect, data)?;
+        let (host, subsystem) = self.check_names(connect, data)?;
         let cntlid = data.cntlid.get();
         if connect.qid != 0 {
             if subsystem.is_discovery() {
@@ -126,6 +132,7 @@ impl Shard {
             return Err(wrong(ConnectField::ControllerId));
         }
         if subsystem.is_discovery() {
+            self.check_access(queue_id, connect, &host, &subsystem)?;
             return self.create_controller(id, queue_id, connect, host, &subsystem);
         }
         self.set_role(queue_id, Role::Connecting { request: id, io: None });
@@ -161,13 +168,8 @@ impl Shard {
         }
     }
 
-    /// The checks that need nothing but the names and the configuration.
-    fn check_names(
-        &self,
-        queue_id: QueueId,
-        connect: Connect,
-        data: &ConnectData,
-    ) -> Result<(Host, Nqn), Refusal> {
+    /// The checks that need nothing but the command and its data.
+    fn check_names(&self, connect: Connect, data: &ConnectData) -> Result<(Host, Nqn), Refusal> {
         if connect.recfmt != 0 {
             return Err(never(ConnectFailure::IncompatibleFormat));
         }
@@ -180,33 +182,37 @@ impl Shard {
         if connect.qid == 0 && (self.shutdown.is_some() || self.configuration.version() == 0) {
             return Err(busy());
         }
-        let most = match connect.qid {
-            0 => {
-                self.check_access(queue_id, &host, &subsystem)?;
-                self.limits_of(&subsystem).queue_depth.max(ADMIN_ENTRIES_LEAST)
-            }
-            // The rest is for the owner of the controller to say, which has admitted this host: this shard may
-            // be behind it with the configuration, and a refusal for that would be final to the host.
-            _ => u16::MAX,
-        };
-        if connect.sqsize == 0 || connect.sqsize >= most {
+        if connect.sqsize == 0 {
             return Err(wrong(ConnectField::QueueSize));
         }
         Ok((host, subsystem))
     }
 
-    /// Whether this host may use this subsystem by the listener that the connection came in by.
-    fn check_access(&self, queue: QueueId, host: &Host, nqn: &Nqn) -> Result<(), Refusal> {
-        if nqn.is_discovery() {
-            return Ok(());
+    /// Whether this host may use this subsystem by the listener that the connection came in by, with an admin
+    /// queue of this size. Of an I/O queue that is for the owner of the controller to say, which has admitted
+    /// this host.
+    fn check_access(
+        &self,
+        queue: QueueId,
+        connect: Connect,
+        host: &Host,
+        nqn: &Nqn,
+    ) -> Result<(), Refusal> {
+        if !nqn.is_discovery() {
+            let Some(subsystem) = self.configuration.subsystem(nqn) else {
+                return Err(wrong(ConnectField::SubsystemNqn));
+            };
+            if !subsystem.allows(&host.nqn) {
+                return Err(never(ConnectFailure::InvalidHost));
+            }
+            if !self.reaches(queue, nqn) {
+                return Err(wrong(ConnectField::SubsystemNqn));
+            }
         }
-        let Some(subsystem) = self.configuration.subsystem(nqn) else {
-            return Err(wrong(ConnectField::SubsystemNqn));
-        };
-        if !subsystem.allows(&host.nqn) {
-            return Err(never(ConnectFailure::InvalidHost));
+        if connect.sqsize >= self.limits_of(nqn).queue_depth.max(ADMIN_ENTRIES_LEAST) {
+            return Err(wrong(ConnectField::QueueSize));
         }
-        if self.reaches(queue, nqn) { Ok(()) } else { Err(wrong(ConnectField::SubsystemNqn)) }
+        Ok(())
     }
 
     /// Whether the subsystem is offered where this connection came in. A connection by an address that is no
@@ -233,24 +239,48 @@ impl Shard {
 
     /// A shard has nothing of the host's past in a device.
     pub(super) fn quiet(&mut self, request: RequestId) {
-        let Some(at) = self.connecting.iter().position(|pending| pending.request == request) else {
+        let waits = |pending: &Pending| pending.request == request;
+        let Some(at) = self.connecting.iter().position(waits) else { return };
+        if let Some(pending) = self.connecting.get_mut(at) {
+            pending.waiting = pending.waiting.saturating_sub(1);
+        }
+        self.decide(at);
+    }
+
+    /// Takes up the Connects again that waited for the configuration, which has come.
+    pub(super) fn decide_connects(&mut self) {
+        for at in (0..self.connecting.len()).rev() {
+            self.decide(at);
+        }
+    }
+
+    /// Answers the Connect at this place in the list, and takes it out, unless it still has to wait.
+    fn decide(&mut self, at: usize) {
+        let Some(pending) = self.connecting.get(at).filter(|pending| pending.waiting == 0) else {
             return;
         };
-        let Some(pending) = self.connecting.get_mut(at) else { return };
-        pending.waiting = pending.waiting.saturating_sub(1);
-        if pending.waiting > 0 {
+        let (request, record) = (pending.request, self.requests.get(pending.request));
+        // One whose queue has gone is forgotten by the next tick.
+        let Some((queue, Task::Connect(connect))) =
+            record.map(|record| (record.queue, record.task))
+        else {
+            return;
+        };
+        let access = self.check_access(queue, connect, &pending.host, &pending.subsystem);
+        if access.is_err() && self.is_behind() {
             return;
         }
         let Pending { host, subsystem, .. } = self.connecting.swap_remove(at);
-        let Some(record) = self.requests.get(request) else { return };
-        let (queue, Task::Connect(connect)) = (record.queue, record.task) else { return };
-        let result = self
-            // The configuration may have changed meanwhile.
-            .check_access(queue, &host, &subsystem)
-            .and_then(|()| self.create_controller(request, queue, connect, host, &subsystem));
+        let result =
+            access.and_then(|()| self.create_controller(request, queue, connect, host, &subsystem));
         if let Err(refusal) = result {
             self.refuse(request, queue, refusal);
         }
+    }
+
+    /// Whether another shard is known to run a later configuration than this one.
+    fn is_behind(&self) -> bool {
+        self.versions.iter().any(|version| *version > self.configuration.version())
     }
 
     /// Refuses the Connects that have waited long enough, and forgets those whose queue has gone.

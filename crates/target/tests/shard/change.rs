@@ -1,6 +1,7 @@
 //! The configuration changes under way.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use nvme::Status;
 use nvme::io::{Command, Transfer};
@@ -8,7 +9,7 @@ use target::DisconnectReason;
 use target::configuration::{Hosts, NamespaceOptions, NamespaceState, SubsystemOptions};
 
 use crate::device::TestDevice;
-use crate::harness::{Attempt, HOST, NQN, World, configuration, configuration_with, nqn};
+use crate::harness::{Attempt, HOST, NQN, Wire, World, configuration, configuration_with, nqn};
 
 fn read(nsid: u32) -> nvme::Sqe {
     Command::Read(Transfer::new(0, 1)).to_sqe(nsid)
@@ -125,4 +126,83 @@ fn a_removed_listener_takes_those_who_came_by_it() {
     builder.remove_listener(target::configuration::ListenerId(1)).unwrap();
     world.configure(&builder.build().unwrap(), &[]);
     assert_eq!(world.disconnected(admin), DisconnectReason::Configuration);
+}
+
+const LATER: &str = "nqn.2026-11.io.example:later";
+
+/// Shard 1 runs a configuration with another subsystem, and with a host that the first did not admit before;
+/// shard 0 has not even been told that there is one.
+fn one_shard_ahead() -> (World, Arc<target::configuration::Configuration>) {
+    let mut world = World::new(2);
+    let listed = SubsystemOptions { hosts: Hosts::from_iter([]), ..SubsystemOptions::default() };
+    let first = configuration_with(&[], listed.clone());
+    world.configure(&first, &[]);
+    let open = SubsystemOptions { hosts: Hosts::Any, ..listed };
+    let mut builder = first.change();
+    builder.add_subsystem(nqn(LATER), open.clone()).unwrap();
+    builder.change_subsystem(&nqn(NQN), open).unwrap();
+    let second = builder.build().unwrap();
+    world.configure_shard(1, &second);
+    (world, second)
+}
+
+/// Connects on shard 0 that it cannot know to be good.
+fn connect_early(world: &mut World) -> Vec<Wire> {
+    [Attempt::admin().subsystem(LATER), Attempt::admin()]
+        .iter()
+        .map(|attempt| {
+            let wire = world.open(0);
+            world.begin_connect(wire, attempt);
+            wire
+        })
+        .collect()
+}
+
+#[test]
+fn a_shard_that_is_behind_lets_a_connect_wait() {
+    let (mut world, second) = one_shard_ahead();
+    let wires = connect_early(&mut world);
+    for wire in &wires {
+        assert!(world.is_waiting(*wire));
+    }
+    // The one that is ahead knows all there is.
+    let unknown = Attempt::admin().subsystem("nqn.2026-11.io.example:none");
+    let wire = world.open(1);
+    let refused = Status::CONNECT_INVALID_PARAMETERS.with_dnr();
+    world.connect(wire, &unknown).failed(refused);
+    let wire = world.open(0);
+    world.begin_connect(wire, &unknown);
+    assert!(world.is_waiting(wire));
+    world.configure_shard(0, &second);
+    for wire in wires {
+        world.wait(wire).ok();
+    }
+    world.wait(wire).failed(refused);
+    world.connect(wire, &unknown).failed(refused);
+}
+
+#[test]
+fn a_shard_that_stays_behind_asks_to_be_tried_again() {
+    let (mut world, second) = one_shard_ahead();
+    let wires = connect_early(&mut world);
+    world.pass(Duration::from_secs(6));
+    for wire in &wires {
+        world.wait(*wire).failed(Status::CONNECT_CONTROLLER_BUSY);
+    }
+    world.configure_shard(0, &second);
+    world.connect(wires[0], &Attempt::admin().subsystem(LATER)).ok();
+    world.connect(wires[1], &Attempt::admin()).ok();
+}
+
+#[test]
+fn a_host_that_goes_while_its_connect_waits_leaves_nothing() {
+    let (mut world, second) = one_shard_ahead();
+    let wires = connect_early(&mut world);
+    world.run();
+    for wire in wires {
+        world.close(wire);
+    }
+    world.configure_shard(0, &second);
+    world.pass(Duration::from_secs(1));
+    world.assert_clean();
 }
