@@ -162,6 +162,8 @@ pub struct Shard {
     shutdown: Option<shutdown::Shutdown>,
     /// When the next round of housekeeping is due.
     next_tick: Instant,
+    /// When it was last looked which controllers are busy.
+    sampled: Instant,
     /// The last tick was left out because of a stall.
     stalled_tick: bool,
     /// Where the watch over commands in devices goes on.
@@ -209,6 +211,7 @@ impl Shard {
             announcements: Vec::new(),
             shutdown: None,
             next_tick: now,
+            sampled: now,
             stalled_tick: false,
             watch: 0,
             woken: false,

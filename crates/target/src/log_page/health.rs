@@ -1,4 +1,8 @@
 //! How the controller is doing: log page 02h.
+//!
+//! What a drive counts over its life is counted here from the start of the process, traffic and busy time from the
+//! controller's Connect: nothing is persisted, and the media have counters of their own. So there has been one
+//! power cycle, that start, and no unsafe shutdown that is known of.
 
 use std::time::Duration;
 
@@ -22,7 +26,7 @@ pub struct Counters {
     pub read_commands: u64,
     /// Write commands completed.
     pub write_commands: u64,
-    /// Time during which at least one command was in flight.
+    /// Time during which at least one I/O command was outstanding.
     pub busy: Duration,
     /// Time since the daemon started: its "power on".
     pub running: Duration,
@@ -30,7 +34,7 @@ pub struct Counters {
     pub media_errors: u64,
     /// Entries ever made in the error log.
     pub error_log_entries: u64,
-    /// Starts known of.
+    /// Starts known of: the process's own.
     pub power_cycles: u64,
     /// Starts known of that followed no orderly stop.
     pub unsafe_shutdowns: u64,

@@ -213,9 +213,11 @@ impl Shard {
             bytes_written: u128::from(traffic.units_written) * 512,
             read_commands: traffic.reads,
             write_commands: traffic.writes,
+            busy: controller.busy,
             running: self.now.since(self.started),
             media_errors: traffic.media_errors,
             error_log_entries: controller.errors.count(),
+            // Of this process, whose start it is; nothing is kept for the next.
             power_cycles: 1,
             degraded,
             ..log_page::Counters::default()

@@ -365,6 +365,7 @@ impl Shard {
             events: Events::default(),
             changed: ChangedNamespaces::default(),
             errors: ErrorLog::default(),
+            busy: std::time::Duration::ZERO,
             aborts: 0,
             since: self.now,
         };

@@ -74,6 +74,8 @@ pub(crate) struct Controller {
     pub(crate) events: Events,
     pub(crate) changed: ChangedNamespaces,
     pub(crate) errors: ErrorLog,
+    /// How long I/O commands of it have been outstanding, as far as samples tell.
+    pub(crate) busy: Duration,
     /// Aborts whose outcome another shard has yet to tell.
     pub(crate) aborts: u32,
     /// When it was made.
@@ -103,6 +105,11 @@ impl Controller {
             traffic += queue.share.traffic();
         }
         traffic
+    }
+
+    /// Whether an I/O command of it is outstanding.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.io_queues.values().any(|queue| queue.share.is_busy())
     }
 
     /// How long it has been there.

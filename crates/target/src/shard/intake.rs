@@ -94,6 +94,7 @@ impl Shard {
         self.counters.commands += 1;
         let listed = record.commands.insert(sqe.cid.get(), id);
         if listed {
+            record.share.set_busy(true);
             self.pledges.take(record, &mut self.hosts);
             if let Some(request) = self.requests.get_mut(id) {
                 request.listed = true;
@@ -268,6 +269,7 @@ impl Shard {
         let cid = request.cid();
         if request.listed {
             queue.commands.remove(cid);
+            queue.share.set_busy(queue.commands.len() > 0);
             request.listed = false;
             self.pledges.give_back(queue, &mut self.hosts);
         }
@@ -337,6 +339,7 @@ impl Shard {
         if let Some(queue) = self.queues.get_mut(queue_id) {
             if listed {
                 queue.commands.remove(cid);
+                queue.share.set_busy(queue.commands.len() > 0);
                 self.pledges.give_back(queue, &mut self.hosts);
             }
             queue.unlink(&mut self.requests, id);

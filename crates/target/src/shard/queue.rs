@@ -234,6 +234,8 @@ impl Queue {
 pub struct QueueShare {
     /// When the last command arrived, in nanoseconds; written by the queue's shard.
     last_command: AtomicU64,
+    /// A command is outstanding; written by the queue's shard.
+    busy: AtomicBool,
     /// Commands that read, and 512-byte units that they read; written by the queue's shard.
     reads: AtomicU64,
     units_read: AtomicU64,
@@ -283,6 +285,14 @@ impl QueueShare {
 
     pub(crate) fn last_command(&self) -> Instant {
         Instant::from_nanos(self.last_command.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_busy(&self, busy: bool) {
+        self.busy.store(busy, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
     }
 
     pub(crate) fn count_read(&self, bytes: u32) {

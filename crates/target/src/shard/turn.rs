@@ -39,6 +39,9 @@ impl Shard {
         let asleep = now.since(self.now) > STALL;
         self.now = now.max(self.now);
         self.woken = false;
+        if self.next_tick <= self.now {
+            self.sample_busy();
+        }
         let mut worked = self.read_messages();
         worked |= self.poll_backends();
         worked |= self.serve_waiting();
@@ -55,6 +58,19 @@ impl Shard {
             self.continue_shutdown();
         }
         worked
+    }
+
+    /// Controller Busy Time: what is outstanding at a tick was so since the last. The time during which any of
+    /// a controller's queues, on several shards, has a command outstanding cannot be added up without something
+    /// that they all write; samples cost no I/O anything and err by seconds where minutes are reported.
+    ///
+    /// At the start of a turn, when everything still is as it was between the turns, which is where time passes.
+    fn sample_busy(&mut self) {
+        let since_last = self.now.since(self.sampled);
+        self.sampled = self.now;
+        for controller in self.controllers.values_mut().filter(|controller| controller.is_busy()) {
+            controller.busy = controller.busy.saturating_add(since_last);
+        }
     }
 
     /// When `poll` has to be called again at the latest, whatever happens; None: nothing is timed.

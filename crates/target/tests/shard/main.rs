@@ -19,6 +19,7 @@ mod drain;
 mod event;
 mod ghosts;
 mod harness;
+mod health;
 mod hostile;
 mod identify;
 mod io;
