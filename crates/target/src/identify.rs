@@ -114,12 +114,12 @@ impl Controller<'_> {
                 put(out, namespace.unwrap_or_default().as_bytes());
             }
             Cns::NamespaceFormat if of_nvm => {
-                check_format(command)?;
+                check_format(*command)?;
                 put(out, common_capabilities(subsystem).as_bytes());
             }
             Cns::CommandSetNamespaceFormat if of_nvm => {
                 // No protection information in any namespace: all zero.
-                check_format(command)?;
+                check_format(*command)?;
                 put(out, NvmNamespace::default().as_bytes());
             }
             Cns::CommandSetNamespace | Cns::CommandSetAllocatedNamespace if of_nvm => {
@@ -275,7 +275,7 @@ fn list_identifiers(namespace: &Namespace) -> DescriptorWriter {
 }
 
 /// The one user data format of every namespace is number 0.
-fn check_format(command: &Identify) -> Result<(), Status> {
+fn check_format(command: Identify) -> Result<(), Status> {
     if command.cnssid == 0 { Ok(()) } else { Err(Status::INVALID_FIELD.with_dnr()) }
 }
 

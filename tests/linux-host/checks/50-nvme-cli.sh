@@ -125,6 +125,16 @@ check_nvme_identify_of_command_sets() {
   nvme id-iocs "/dev/$controller"
 }
 
+check_nvme_identify_of_user_data_formats() {
+  tidegate_only "knows none of these"
+  connect "$nqn_files"
+  use_namespace 1
+  nvme id-ns-lba-format "$disk" -i 0
+  nvme nvm-id-ns-lba-format "$disk" -i 0
+  refuse nvme id-ns-lba-format "$disk" -i 1
+  refuse nvme nvm-id-ns-lba-format "$disk" -i 1
+}
+
 check_nvme_smart_log_counts() {
   connect "$nqn_memory"
   use_namespace 1

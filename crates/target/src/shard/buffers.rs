@@ -224,7 +224,7 @@ impl Shard {
                 }
                 Attempt::Empty => self.found_empty(queue_id),
                 Attempt::Crowded => {
-                    self.found_crowded(self.requests.get(first).and_then(|request| request.device))
+                    self.found_crowded(self.requests.get(first).and_then(|request| request.device));
                 }
                 Attempt::OverShare => {}
             }

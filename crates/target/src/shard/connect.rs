@@ -13,7 +13,7 @@
 //! Nor is there one because this shard is behind with the configuration: a host that was told of a subsystem, by
 //! the discovery log of a shard that is ahead, may come here before the configuration does. That is why access is
 //! decided only after every shard has answered: whatever a shard announced before the host heard of it
-//! ([`Body::Configured`]) has arrived by then. A Connect that this shard would refuse, knowing that it is
+//! (`Body::Configured`) has arrived by then. A Connect that this shard would refuse, knowing that it is
 //! behind, waits for the configuration, up to the same bound; `nvme connect` does not repeat its first.
 
 use std::sync::Arc;

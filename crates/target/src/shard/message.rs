@@ -13,7 +13,7 @@
 //!   is forgotten, a pause before it is reported, a configuration before its event is sent) is acknowledged
 //!   by each of them.
 //!
-//! A question whose answer is a list ([`Roll`]) does not go to all shards at once but from one to the next, each
+//! A question whose answer is a list (`Body::CallRoll`) does not go to all shards at once but from one to the next, each
 //! adding to it, and back: nobody has to keep half an answer, and one that finds its asker gone is just dropped.
 //! Rejected: a list of controllers that every shard keeps (it changes with each Connect on all shards, for a
 //! command that hardly any host sends), and a bitmap that the shards share (configurations, which name
