@@ -12,8 +12,8 @@
 //! The first command in the ring that only its device's share keeps back is the next one to be served for that
 //! device, as with the pool itself: large transfers are not starved by small ones.
 //!
-//! Where slots are at stake, a connection whose next command is for such a device is not read on;
-//! connections that leave the device alone are.
+//! Where slots are at stake, a connection whose next command is for such a device is not read on, unless its host
+//! holds few; connections that leave the device alone are.
 //!
 //! Rejected: a fixed part for each device, since a node has one or a thousand.
 
@@ -69,25 +69,30 @@ impl Shard {
         }
     }
 
-    /// Whether a device holds more slots than it leaves free for I/O.
-    pub(super) fn is_out_of_slots(&self, device: Option<Key>) -> bool {
-        let backend = device.and_then(|key| self.subsystems.backends.get(key));
-        backend.is_some_and(|backend| backend.slots > self.slots_for_io())
+    /// The device, if any, that keeps this command from being taken now.
+    pub(super) fn crowded_device(&self, queue: &Queue, sqe: &Sqe) -> Option<Key> {
+        // No device can have that many.
+        if self.requests.len() <= self.slots_for_io() {
+            return None;
+        }
+        self.device_of(queue, sqe).filter(|key| self.is_kept_out(queue, *key))
+    }
+
+    /// Whether this queue waits because the device holds more slots than it leaves free for I/O.
+    pub(super) fn is_kept_out(&self, queue: &Queue, device: Key) -> bool {
+        let Some(backend) = self.subsystems.backends.get(device) else { return false };
+        let left = self.slots_for_io();
+        let all = self.requests.free().saturating_add(self.requests.len());
+        let part = |of: usize| all / u32::try_from(of).unwrap_or(u32::MAX);
+        let modest = self.hosts.slots(queue.host) < part(LITTLE) && left >= part(SPARE);
+        // A queue that owes data is read on, whatever it waits for.
+        backend.slots > left && !modest && !queue.pledge.is_owing()
     }
 
     fn slots_for_io(&self) -> u32 {
         let free = self.requests.free();
         let all = free.saturating_add(self.requests.len());
         free.saturating_sub(self.pledges.kept(all).max(all / 16))
-    }
-
-    /// The device, if any, that keeps this command from being taken now.
-    pub(super) fn crowded_device(&self, queue: &Queue, sqe: &Sqe) -> Option<Key> {
-        // No device can have that many; or the queue is read on, for the data that it owes.
-        if self.requests.len() <= self.slots_for_io() || queue.pledge.is_owing() {
-            return None;
-        }
-        self.device_of(queue, sqe).filter(|key| self.is_out_of_slots(Some(*key)))
     }
 
     /// How another `charge` bytes fit the share of the request's device.

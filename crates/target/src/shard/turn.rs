@@ -177,9 +177,8 @@ impl Shard {
             let Some(queue) = self.queues.get(id) else { continue };
             let room = queue.has_room(&self.requests, &self.hosts, &self.pledges);
             let stopping = queue.is_io() && self.shutdown.is_some() && !queue.pledge.is_owing();
-            // A queue that owes data by now is read on, whatever it was stalled for.
-            let device = queue.stalled_by.filter(|_| !queue.pledge.is_owing());
-            if !room || stopping || self.is_out_of_slots(device) {
+            let kept_out = queue.stalled_by.is_some_and(|key| self.is_kept_out(queue, key));
+            if !room || stopping || kept_out {
                 self.stalled.push_back(id);
                 continue;
             }

@@ -254,8 +254,9 @@ fn a_stuck_disk_leaves_slots_to_queues_that_do_not_use_it() {
         }
     }
     world.run();
-    // Half of them are kept for whatever queue owes data; of the rest it leaves as many as it holds.
-    assert!((64..=65).contains(&world.shards[0].requests_in_use()));
+    // Half of them are kept for whatever queue owes data. Of the rest the disk leaves as many as it holds, and
+    // every host has a few.
+    assert!((64..=96).contains(&world.shards[0].requests_in_use()));
     assert!(users.iter().all(|wire| world.wires[wire].resumes == 0));
     second_disk_serves(&mut world, other);
     stuck.stick(false);

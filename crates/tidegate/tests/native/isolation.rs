@@ -37,18 +37,20 @@ fn fill(queue: &mut Queue, nsid: u32, bytes: u32, write: bool) -> usize {
     count as usize
 }
 
-/// Waits for all that is outstanding; how many ended.
-fn drain(queue: &mut Queue) -> usize {
+/// Waits for all that is outstanding, serving every queue meanwhile; how many ended.
+fn drain(queues: &mut [Queue]) -> usize {
     let mut count = 0;
     until("all commands end", || {
-        queue.flush().unwrap();
-        queue.receive().unwrap();
-        while let Some(ended) = queue.next_completion() {
-            assert!(ended.cqe.status().is_success(), "{}", ended.cqe.status());
-            queue.release(ended.slot);
-            count += 1;
+        for queue in &mut *queues {
+            queue.flush().unwrap();
+            queue.receive().unwrap();
+            while let Some(ended) = queue.next_completion() {
+                assert!(ended.cqe.status().is_success(), "{}", ended.cqe.status());
+                queue.release(ended.slot);
+                count += 1;
+            }
         }
-        (queue.outstanding() == 0).then_some(count)
+        queues.iter().all(|queue| queue.outstanding() == 0).then_some(count)
     })
 }
 
@@ -84,8 +86,7 @@ fn commands_in_a_hanging_device_do_not_delay_another_device() {
     use_the_quick_one(&mut queues[2], 4096, 200);
     assert_eq!(gate.held(), outstanding + more, "none of them has ended meanwhile");
     gate.open();
-    assert_eq!(drain(&mut queues[0]), outstanding);
-    assert_eq!(drain(&mut queues[1]), more);
+    assert_eq!(drain(&mut queues[..2]), outstanding + more);
     drop((controller, queues));
     node.shutdown(PATIENCE).unwrap();
 }
@@ -108,24 +109,23 @@ fn memory_held_by_a_hanging_device_is_not_all_there_is() {
         // Data is sent when it is asked for.
         let mut before = 0;
         let mut same = 0;
-        until("the host's share is taken", || {
+        until("the device's share is taken", || {
             for queue in &mut queues {
                 queue.receive().unwrap();
                 queue.flush().unwrap();
             }
             same = if gate.held() == before { same + 1 } else { 0 };
             before = gate.held();
-            (before >= 8 && same > 50).then_some(())
+            (before >= 7 && same > 50).then_some(())
         });
-        assert!(gate.held() <= 12, "three quarters of 16 MiB: {}", gate.held());
+        assert!(gate.held() <= 8, "as much as it leaves free of 16 MiB: {}", gate.held());
 
         // The other host, the same host's admin queue, and the other device are served.
         use_the_quick_one(&mut others[0], LARGE, 20);
         admin.keep_alive().unwrap();
         assert_eq!(admin.namespaces().unwrap(), [1, 2]);
         gate.open();
-        let ended: usize = queues[..5].iter_mut().map(drain).sum();
-        assert_eq!(ended, asked);
+        assert_eq!(drain(&mut queues[..5]), asked);
         use_the_quick_one(&mut queues[5], LARGE, 5);
         drop((admin, queues, other, others));
         node.shutdown(PATIENCE).unwrap();

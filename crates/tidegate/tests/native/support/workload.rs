@@ -54,6 +54,8 @@ pub(crate) struct Workload {
     random: Random,
     /// Commands answered so far.
     pub(crate) answered: u64,
+    /// The target may end under it.
+    may_end: bool,
 }
 
 impl Workload {
@@ -67,6 +69,7 @@ impl Workload {
             models: Vec::new(),
             random: Random::new(seed),
             answered: 0,
+            may_end: false,
         };
         workload.connect(address, subsystem);
         let controller = &mut workload.controllers[0];
@@ -104,6 +107,7 @@ impl Workload {
     /// not have been done. `watch` sees the number of answers after each turn.
     pub(crate) fn run_until_broken(&mut self, mut watch: impl FnMut(u64)) -> HostError {
         let deadline = Instant::now() + PATIENCE;
+        self.may_end = true;
         let broken = loop {
             assert!(Instant::now() < deadline, "the connections never broke");
             match self.turn(true) {
@@ -112,6 +116,7 @@ impl Workload {
             }
         };
         self.break_off();
+        self.may_end = false;
         broken
     }
 
@@ -128,19 +133,25 @@ impl Workload {
         }
         self.queues.clear();
         self.controllers.clear();
-        for Pending { model, range, job } in self.pending.drain(..).flatten().flatten() {
-            let model = &mut self.models[model];
-            match job {
-                Job::Put(version) => model.lose(&range, Some(version)),
-                Job::Deallocate(ranges) => {
-                    for range in &ranges {
-                        model.lose(range, Some(0));
-                    }
+        for pending in std::mem::take(&mut self.pending).into_iter().flatten().flatten() {
+            self.lose(pending);
+        }
+    }
+
+    /// Whether it was done is not known.
+    fn lose(&mut self, pending: Pending) {
+        let Pending { model, range, job } = pending;
+        let model = &mut self.models[model];
+        match job {
+            Job::Put(version) => model.lose(&range, Some(version)),
+            Job::Deallocate(ranges) => {
+                for range in &ranges {
+                    model.lose(range, Some(0));
                 }
-                Job::Read | Job::Compare { .. } | Job::Harmless | Job::Refused(_) => {
-                    if !range.is_empty() {
-                        model.lose(&range, None);
-                    }
+            }
+            Job::Read | Job::Compare { .. } | Job::Harmless | Job::Refused(_) => {
+                if !range.is_empty() {
+                    model.lose(&range, None);
                 }
             }
         }
@@ -338,9 +349,13 @@ impl Workload {
     fn ended(&mut self, at: usize, completion: &Completion) {
         let slot = completion.slot;
         let pending = self.pending[at][slot.index()].take().unwrap();
+        let status = completion.cqe.status();
+        // A target that ends may answer so what comes behind data that it waits for; a host tries again elsewhere.
+        if self.may_end && status.same_code(Status::COMMAND_INTERRUPTED) {
+            return self.lose(pending);
+        }
         let Pending { model, ref range, ref job } = pending;
         let model = &mut self.models[model];
-        let status = completion.cqe.status();
         assert!(!completion.data_digest_error, "{pending:?}");
         let expected = match job {
             Job::Compare { equal: false } => Status::COMPARE_FAILURE,
