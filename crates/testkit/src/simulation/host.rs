@@ -19,11 +19,11 @@ use nvme::register::{ControllerStatus, ShutdownStatus};
 use nvme::{Cqe, Sgl, Sqe, Status};
 
 use super::oracle::WriteId;
-use super::pattern::Version;
 use super::scenario::{MS, Scenario, US};
 use super::wire::{IN_CAPSULE, Up};
 use super::world::World;
 use crate::Random;
+use crate::disk::pattern::Version;
 
 /// What a command is for.
 #[derive(Debug, Clone)]

@@ -21,12 +21,10 @@
     missing_docs
 )]
 
-pub mod disk;
 pub mod host;
 pub mod life;
 pub mod operator;
 pub mod oracle;
-pub mod pattern;
 pub mod scenario;
 pub mod trace;
 pub mod wire;

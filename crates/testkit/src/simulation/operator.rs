@@ -11,11 +11,11 @@ use target::configuration::{
 };
 use target::shard::PauseId;
 
-use super::disk::Disk;
 use super::scenario::{MS, SECOND, Scenario};
 use super::wire::IN_CAPSULE;
 use super::world::{Event, World};
 use crate::Random;
+use crate::disk::Disk;
 
 /// The name of a host.
 pub fn host_name(identity: usize) -> Nqn {

@@ -11,9 +11,9 @@ use zerocopy::IntoBytes;
 
 use super::host::{Job, Outstanding, Payload};
 use super::oracle::{Ended, WriteId};
-use super::pattern;
 use super::scenario::SECOND;
 use super::world::World;
+use crate::disk::pattern;
 
 /// A namespace, as a host that uses it sees it.
 #[derive(Debug, Clone, Copy)]
