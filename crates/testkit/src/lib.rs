@@ -2,6 +2,7 @@
 
 pub mod disk;
 pub mod fuzz;
+pub mod pdus;
 pub mod peer;
 mod random;
 pub mod simulation;
