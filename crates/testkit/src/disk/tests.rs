@@ -284,20 +284,19 @@ impl Test {
     }
 
     fn count(&mut self, before: &[Version], after: &[Version]) {
-        let mut writes: BTreeMap<Version, (bool, bool)> = BTreeMap::new();
+        // Of each write that was not durable: blocks that are still there, and that are not.
+        let mut writes: BTreeMap<Version, (u64, u64)> = BTreeMap::new();
         for ((before, after), all) in before.iter().zip(after).zip(&self.possible) {
             if all.len() > 1 {
-                let write = writes.entry(*before).or_default();
-                match before == after {
-                    true => (write.0, self.seen.kept) = (true, self.seen.kept + 1),
-                    false => (write.1, self.seen.lost) = (true, self.seen.lost + 1),
-                }
+                let (kept, lost) = writes.entry(*before).or_default();
+                *if before == after { kept } else { lost } += 1;
             }
         }
-        self.seen.torn += writes
-            .iter()
-            .filter(|(version, parts)| **version > 0 && **parts == (true, true))
-            .count() as u64;
+        for (version, (kept, lost)) in writes {
+            self.seen.kept += kept;
+            self.seen.lost += lost;
+            self.seen.torn += u64::from(version > 0 && kept > 0 && lost > 0);
+        }
     }
 }
 

@@ -13,7 +13,6 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    clippy::match_bool,
     clippy::cast_possible_truncation,
     clippy::print_stderr,
     clippy::needless_pass_by_value,

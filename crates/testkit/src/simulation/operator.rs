@@ -96,9 +96,10 @@ impl Operator {
         disks: &[Arc<Disk>],
     ) {
         let nqn = &self.subsystems[subsystem];
-        let hosts = match random.permille(500) {
-            true => Hosts::Any,
-            false => (0..self.names).map(host_name).collect(),
+        let hosts = if random.permille(500) {
+            Hosts::Any
+        } else {
+            (0..self.names).map(host_name).collect()
         };
         let options =
             SubsystemOptions { hosts, limits: self.limits, ..SubsystemOptions::default() };
