@@ -5,7 +5,6 @@
 //! measuring instrument, for hosts that trust each other.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use crate::{
     BlockDevice, BlockError, BlockQueue, Completion, Deallocation, Geometry, Operation, Properties,
@@ -15,11 +14,6 @@ use crate::{
 /// A device of any size that holds nothing.
 #[derive(Debug)]
 pub struct NullDevice {
-    inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
     name: String,
     geometry: Geometry,
     properties: Properties,
@@ -40,28 +34,27 @@ impl NullDevice {
             optimal_blocks: 1,
             description: "null: nothing is kept, everything succeeds".to_owned(),
         };
-        let inner = Inner { name: name.to_owned(), geometry, properties };
-        Ok(NullDevice { inner: Arc::new(inner) })
+        Ok(NullDevice { name: name.to_owned(), geometry, properties })
     }
 
     /// A queue; it needs nothing of the reactor.
     pub fn queue(&self) -> Box<dyn BlockQueue> {
-        let device = Arc::clone(&self.inner);
-        Box::new(NullQueue { device, done: VecDeque::new() })
+        let (geometry, properties) = (self.geometry, self.properties.clone());
+        Box::new(NullQueue { geometry, properties, done: VecDeque::new() })
     }
 }
 
 impl BlockDevice for NullDevice {
     fn name(&self) -> &str {
-        &self.inner.name
+        &self.name
     }
 
     fn geometry(&self) -> Geometry {
-        self.inner.geometry
+        self.geometry
     }
 
     fn properties(&self) -> &Properties {
-        &self.inner.properties
+        &self.properties
     }
 
     fn open_queue(&self, _local: &reactor::Local) -> Result<Box<dyn BlockQueue>, BlockError> {
@@ -71,13 +64,14 @@ impl BlockDevice for NullDevice {
 
 #[derive(Debug)]
 struct NullQueue {
-    device: Arc<Inner>,
+    geometry: Geometry,
+    properties: Properties,
     done: VecDeque<Completion>,
 }
 
 impl BlockQueue for NullQueue {
     fn submit(&mut self, operation: Operation) {
-        let result = operation.admit(self.device.geometry, &self.device.properties);
+        let result = operation.admit(self.geometry, &self.properties);
         self.done.push_back(Completion { token: operation.token, result });
     }
 

@@ -47,10 +47,7 @@ fn a_second_opener_is_refused_until_the_first_and_its_ring_have_let_go() {
 
         // Another one waits for it.
         let other = std::thread::spawn(move || FileDevice::open(&options));
-        drop(device);
-        drop(queue);
-        host.reactor.turn();
-        host.reactor.turn();
+        host.let_go((device, queue));
         other.join().unwrap().unwrap();
     }
 }
@@ -166,8 +163,7 @@ fn flushes(device: &LoopDevice) -> u64 {
 fn flush_and_fua_reach_the_block_device() {
     let directory = tempfile::tempdir().unwrap();
     let backing = directory.path().join("backing");
-    fs::File::create(&backing).unwrap().set_len(8 * MIB).unwrap();
-    let Some(disk) = LoopDevice::new(&backing, 512) else { return };
+    let Some(disk) = LoopDevice::with_file(&backing, 8 * MIB, 512) else { return };
     for backend in BACKENDS {
         let Some(mut host) = Host::new(backend) else { continue };
         let device = FileDevice::open(&options(&disk.path)).unwrap();
@@ -181,9 +177,7 @@ fn flush_and_fua_reach_the_block_device() {
         assert!(flushed > start, "{backend:?}: flush");
         host.write(&mut *queue, 0, 8, &[2; 4096], true).unwrap();
         assert!(flushes(&disk) > flushed, "{backend:?}: FUA");
-        drop(queue);
-        host.reactor.turn();
-        host.reactor.turn();
+        host.let_go(queue);
     }
 }
 
@@ -212,9 +206,7 @@ fn block_devices_are_exclusive_and_zeroed_and_freed() {
             assert_eq!(host.read(&mut *queue, 0, 2048, 1 << 20), Ok(vec![0; 1 << 20]));
             assert_eq!(host.read(&mut *queue, 2048, 8, 4096), Ok(vec![9; 4096]));
         }
-        drop((device, queue));
-        host.reactor.turn();
-        host.reactor.turn();
+        host.let_go((device, queue));
     }
 }
 
@@ -222,8 +214,7 @@ fn block_devices_are_exclusive_and_zeroed_and_freed() {
 fn blocks_smaller_than_the_medium_takes_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let backing = directory.path().join("backing");
-    fs::File::create(&backing).unwrap().set_len(8 * MIB).unwrap();
-    let Some(disk) = LoopDevice::new(&backing, 4096) else { return };
+    let Some(disk) = LoopDevice::with_file(&backing, 8 * MIB, 4096) else { return };
     let small = FileOptions { block_size: Some(512), ..options(&disk.path) };
     let text = message(FileDevice::open(&small));
     assert!(text.contains("512") && text.contains("4096") && text.contains("loop"), "{text}");
@@ -275,9 +266,7 @@ fn a_full_file_system_is_no_space_and_zeroes_are_written_where_they_cannot_be_ma
         host.run(&mut *queue, kind, 8, 1016, Data::none(), true).unwrap();
         let expected = [vec![5; 4096], vec![0; 508 << 10]].concat();
         assert_eq!(host.read(&mut *queue, 0, 1024, 512 << 10), Ok(expected));
-        drop((device, queue));
-        host.reactor.turn();
-        host.reactor.turn();
+        host.let_go((device, queue));
         fs::remove_file(path).unwrap();
     }
 }
@@ -360,9 +349,7 @@ fn a_device_that_hangs_holds_up_no_other() {
             let expected = if token.0 == count - 1 { Err(ErrorKind::Aborted) } else { Ok(()) };
             assert_eq!(result, expected, "{token:?}");
         }
-        drop((slow, fast, buffer));
-        host.reactor.turn();
-        host.reactor.turn();
+        host.let_go((slow, fast, buffer));
     }
 }
 
@@ -387,23 +374,18 @@ fn a_disk_that_was_pulled_out_is_removed_and_stays_so() {
         let Some(mut host) = Host::new(backend) else { continue };
         let directory = tempfile::tempdir().unwrap();
         let backing = directory.path().join("backing");
-        let file = fs::File::create(&backing).unwrap();
-        file.set_len(8 * MIB).unwrap();
-        let Some(disk) = LoopDevice::new(&backing, 512) else { return };
+        let Some(disk) = LoopDevice::with_file(&backing, 8 * MIB, 512) else { return };
         let device = FileDevice::open(&options(&disk.path)).unwrap();
         let mut queue = host.queue(&device);
         host.write(&mut *queue, 0, 1, &[1; 512], false).unwrap();
         // The kernel sets the size of a disk that is pulled out to zero; so does this.
-        file.set_len(0).unwrap();
-        if command("losetup", &["-c", disk.path.to_str().unwrap()]).is_none() {
+        if disk.resize(&backing, 0).is_none() {
             return;
         }
         assert_eq!(host.read(&mut *queue, 0, 1, 512), Err(ErrorKind::Removed), "{backend:?}");
         assert_eq!(host.write(&mut *queue, 0, 1, &[1; 512], false), Err(ErrorKind::Removed));
         assert_eq!(host.flush(&mut *queue), Err(ErrorKind::Removed));
-        drop((device, queue));
-        host.reactor.turn();
-        host.reactor.turn();
+        host.let_go((device, queue));
     }
 }
 
@@ -413,21 +395,16 @@ fn a_smaller_disk_is_not_a_removed_one() {
         let Some(mut host) = Host::new(backend) else { continue };
         let directory = tempfile::tempdir().unwrap();
         let backing = directory.path().join("backing");
-        let file = fs::File::create(&backing).unwrap();
-        file.set_len(8 * MIB).unwrap();
-        let Some(disk) = LoopDevice::new(&backing, 512) else { return };
+        let Some(disk) = LoopDevice::with_file(&backing, 8 * MIB, 512) else { return };
         let device = FileDevice::open(&options(&disk.path)).unwrap();
         let mut queue = host.queue(&device);
-        file.set_len(4 * MIB).unwrap();
-        if command("losetup", &["-c", disk.path.to_str().unwrap()]).is_none() {
+        if disk.resize(&backing, 4 * MIB).is_none() {
             return;
         }
         assert_eq!(host.read(&mut *queue, 8192, 1, 512), Err(ErrorKind::OutOfRange));
         assert_eq!(host.write(&mut *queue, 0, 1, &[1; 512], true), Ok(()));
         assert_eq!(device.rescan().unwrap().blocks, 8192);
-        drop((device, queue));
-        host.reactor.turn();
-        host.reactor.turn();
+        host.let_go((device, queue));
     }
 }
 
@@ -440,8 +417,7 @@ fn once_data_were_lost_no_flush_succeeds_until_the_device_is_opened_anew() {
         let Some(mut host) = Host::new(backend) else { continue };
         // A disk that promises more than its medium has: what does not fit is lost at write-back.
         let backing = mount.path.join("backing");
-        fs::File::create(&backing).unwrap().set_len(8 * MIB).unwrap();
-        let Some(disk) = LoopDevice::new(&backing, 512) else { return };
+        let Some(disk) = LoopDevice::with_file(&backing, 8 * MIB, 512) else { return };
         let cached = FileOptions { direct: Direct::Never, ..options(&disk.path) };
         let device = FileDevice::open(&cached).unwrap();
         let mut queue = host.queue(&device);
@@ -455,9 +431,7 @@ fn once_data_were_lost_no_flush_succeeds_until_the_device_is_opened_anew() {
         assert_eq!(host.write(&mut *other, 0, 1, &[2; 512], true), Err(ErrorKind::MediumWrite));
         assert_eq!(host.write(&mut *other, 0, 1, &[2; 512], false), Ok(()));
         assert_eq!(host.read(&mut *other, 0, 1, 512), Ok(vec![2; 512]));
-        drop((device, queue, other));
-        host.reactor.turn();
-        host.reactor.turn();
+        host.let_go((device, queue, other));
         let again = FileDevice::open(&cached).unwrap();
         assert!(!again.durability().failed);
         drop((again, disk));

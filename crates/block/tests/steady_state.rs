@@ -2,40 +2,17 @@
 #![allow(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[allow(dead_code)]
+#[path = "../../reactor/tests/counting/mod.rs"]
+mod counting;
 mod rig;
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 
 use block::file::{Direct, FileDevice, FileOptions};
 use block::null::NullDevice;
 use block::ram::{RamDevice, RamOptions};
 use block::{BlockDevice, Data, Kind, Operation, Token};
+use counting::allocations;
 use rig::{Backend, Host};
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to the system's allocator unchanged; the counter is a plain cell of this
-// thread, which needs no allocation.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// More than an engine takes at a time, so that some wait.
 const OUT: u64 = 200;
@@ -85,11 +62,11 @@ fn an_operation_allocates_nothing() {
         // Tables grow to the depth that is used.
         round();
         round();
-        let before = ALLOCATIONS.with(Cell::get);
+        let before = allocations();
         for _ in 0..5 {
             round();
         }
-        let allocations = ALLOCATIONS.with(Cell::get) - before;
+        let allocations = allocations() - before;
         assert_eq!(allocations, 0, "{:?}", device.properties().description);
     }
 }

@@ -9,6 +9,7 @@
 )]
 
 mod stub;
+mod wire;
 
 use host::{ConnectOptions, Controller, HostError, HostIdentity, Transfer};
 use nvme::fabrics::ConnectField;

@@ -9,6 +9,8 @@
     missing_docs
 )]
 
+mod wire;
+
 use host::{Machine, ProtocolError, Settings, SlotId, Transfer};
 use nvme::tcp::{
     C2hData, CapsuleCmd, CapsuleResp, CommonHeader, DigestFlags, FatalErrorStatus, Flags, H2cData,
@@ -17,6 +19,7 @@ use nvme::tcp::{
 use nvme::{Cqe, Sgl, Sqe, Status};
 use proptest::prelude::*;
 use std::io::IoSlice;
+use wire::Wire;
 use zerocopy::{FromBytes, IntoBytes};
 
 const SLOT: u32 = 16 * 1024;
@@ -57,33 +60,7 @@ fn feed(machine: &mut Machine, mut bytes: &[u8], cuts: &[usize]) -> Result<(), P
     Ok(())
 }
 
-/// The controller's side of the wire format.
-#[derive(Clone, Copy)]
-struct Wire {
-    header_digest: bool,
-    data_digest: bool,
-}
-
 impl Wire {
-    fn flags(self, data: bool) -> Flags {
-        let mut flags = Flags::empty();
-        flags.set(Flags::HEADER_DIGEST, self.header_digest);
-        flags.set(Flags::DATA_DIGEST, data && self.data_digest);
-        flags
-    }
-
-    fn pdu(self, header: &[u8], data: &[u8]) -> Vec<u8> {
-        let mut bytes = header.to_vec();
-        if self.header_digest {
-            bytes.extend(crc32c(header).to_le_bytes());
-        }
-        bytes.extend(data);
-        if self.data_digest && !data.is_empty() {
-            bytes.extend(crc32c(data).to_le_bytes());
-        }
-        bytes
-    }
-
     fn response(self, cqe: Cqe) -> Vec<u8> {
         self.pdu(CapsuleResp::new(cqe, self.flags(false)).as_bytes(), &[])
     }

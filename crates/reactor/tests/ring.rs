@@ -395,19 +395,21 @@ impl Poller for Deadline {
     }
 }
 
+/// A reactor that sleeps when there is nothing to do, until its deadline at most.
+fn sleeper(without: Features) -> (Reactor, Instant) {
+    let (ring, idle) = (RingChoice::Probe { without }, IdlePolicy::Interrupt);
+    let reactor = Reactor::new(&ReactorConfig { ring, idle, ..ReactorConfig::default() }).unwrap();
+    let deadline = reactor.local().now() + Duration::from_mins(1);
+    reactor.local().add_poller(Box::new(Deadline(deadline)));
+    (reactor, deadline)
+}
+
 #[test]
 fn a_sleeping_reactor_wakes_for_a_completion() {
     const ROUNDS: usize = 200;
     for without in feature_sets() {
-        let mut reactor = Reactor::new(&ReactorConfig {
-            ring: RingChoice::Probe { without },
-            idle: IdlePolicy::Interrupt,
-            ..ReactorConfig::default()
-        })
-        .unwrap();
+        let (mut reactor, deadline) = sleeper(without);
         let local = reactor.local().clone();
-        let deadline = local.now() + Duration::from_mins(1);
-        local.add_poller(Box::new(Deadline(deadline)));
         let ring = local.ring().unwrap();
         let port = ring.port();
         let (reader, mut writer) = pipe().unwrap();
@@ -450,15 +452,8 @@ fn a_sleeping_reactor_wakes_for_a_completion() {
 fn a_reactor_asleep_in_the_ring_wakes_for_messages_and_events() {
     const ROUNDS: u32 = 200;
     for without in feature_sets() {
-        let mut reactor = Reactor::new(&ReactorConfig {
-            ring: RingChoice::Probe { without },
-            idle: IdlePolicy::Interrupt,
-            ..ReactorConfig::default()
-        })
-        .unwrap();
+        let (mut reactor, deadline) = sleeper(without);
         let local = reactor.local().clone();
-        let deadline = local.now() + Duration::from_mins(1);
-        local.add_poller(Box::new(Deadline(deadline)));
         // Under way all the time, so that the reactor sleeps in the ring and nowhere else.
         let ring = local.ring().unwrap();
         let port = ring.port();

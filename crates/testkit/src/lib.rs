@@ -1,10 +1,10 @@
 //! For tests only: simulated disk, wire and clock, oracles, a target in a box.
 
+pub mod disk;
 pub mod fuzz;
+pub mod pdus;
 pub mod peer;
 mod random;
-mod simulated_disk;
 pub mod simulation;
 
 pub use random::Random;
-pub use simulated_disk::{DiskCounts, DiskOptions, SimulatedDisk};

@@ -15,11 +15,13 @@ use nvme::fabrics::{
 use nvme::io::{self as nvme_io, Transfer};
 use nvme::sgl::Sgl;
 use nvme::tcp::{
-    C2hData, CapsuleCmd, CapsuleResp, CommonHeader, DigestFlags, Flags, H2cData, IcReq, IcResp,
-    PduType, R2t, Receiver, Rules, TermReq, crc32c,
+    C2hData, CapsuleResp, CommonHeader, DigestFlags, IcReq, IcResp, PduType, R2t, Receiver, Rules,
+    TermReq, crc32c,
 };
 use nvme::{Cqe, HostId, Nqn, Sqe, Status};
 use zerocopy::{FromBytes, IntoBytes};
+
+use crate::pdus;
 
 /// The subsystem that [`Admin`] connects to.
 pub const SUBSYSTEM: &str = "nqn.2026-11.io.tidegate:test";
@@ -55,14 +57,7 @@ impl Peer {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.set_nodelay(true).unwrap();
-        let rules = Rules {
-            receiver: Receiver::Host,
-            header_digest: false,
-            data_digest: false,
-            alignment: 0,
-            max_capsule_data: 0,
-            max_data: u32::MAX,
-        };
+        let rules = Rules::new(Receiver::Host, u32::MAX);
         Peer { stream, rules }
     }
 
@@ -123,37 +118,14 @@ impl Peer {
         matches!(self.stream.read(&mut [0]), Ok(0))
     }
 
-    fn flags(&self, data: usize) -> Flags {
-        let mut flags = Flags::empty();
-        flags.set(Flags::HEADER_DIGEST, self.rules.header_digest);
-        flags.set(Flags::DATA_DIGEST, self.rules.data_digest && data > 0);
-        flags
-    }
-
-    fn assemble(&self, header: &[u8], data: &[u8]) -> Vec<u8> {
-        let mut pdu = header.to_vec();
-        if self.rules.header_digest {
-            pdu.extend_from_slice(&crc32c(header).to_le_bytes());
-        }
-        pdu.extend_from_slice(data);
-        if self.rules.data_digest && !data.is_empty() {
-            pdu.extend_from_slice(&crc32c(data).to_le_bytes());
-        }
-        pdu
-    }
-
     /// A command capsule with data in it.
     pub fn capsule(&self, sqe: Sqe, data: &[u8]) -> Vec<u8> {
-        let pdu = CapsuleCmd::new(sqe, self.flags(data.len()), 0, data.len() as u32);
-        self.assemble(pdu.as_bytes(), data)
+        pdus::capsule(&self.rules, sqe, data)
     }
 
     /// An `H2CData`.
     pub fn data(&self, cid: u16, ttag: u16, offset: usize, data: &[u8], last: bool) -> Vec<u8> {
-        let mut flags = self.flags(data.len());
-        flags.set(Flags::LAST, last);
-        let pdu = H2cData::new(cid, ttag, offset as u32, data.len() as u32, flags, 0);
-        self.assemble(pdu.as_bytes(), data)
+        pdus::h2c_data(&self.rules, cid, ttag, offset as u32, data, last)
     }
 
     /// Sends a command and waits for its completion, which no data precedes.

@@ -2,11 +2,12 @@
 //!
 //! The main thread holds the controller (keep alive, progress line, signals); each job is a thread with connections of
 //! its own (`job`). What is done is `workload`'s to say, what a verified block looks like `pattern`'s, which generation it must
-//! be `ledger`'s, and what is printed `report`'s and `plot`'s.
+//! be `ledger`'s, what became of a job `outcome`'s, and what is printed `report`'s and `plot`'s.
 
 mod cost;
 mod job;
 mod ledger;
+mod outcome;
 mod pattern;
 mod plot;
 mod report;
@@ -20,9 +21,10 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use host::Controller;
 use indicatif::{ProgressBar, ProgressStyle};
-use job::{Job, Outcome, Plan, Shared};
+use job::{Job, Plan, Shared};
 use ledger::{Extent, Ledger};
 use nvme::Nqn;
+use outcome::Outcome;
 use report::Report;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::IsTerminal;

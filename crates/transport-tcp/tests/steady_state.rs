@@ -5,45 +5,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::cast_possible_truncation)]
 
+#[path = "../../reactor/tests/counting/mod.rs"]
+mod counting;
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::io::{Read, Write};
 
+use counting::allocations;
 use nvme::tcp::DigestFlags;
 use support::{Admin, Options, Peer, Stepped, pattern, read, write, write_in_capsule};
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-    static BYTES: Cell<isize> = const { Cell::new(0) };
-}
-
-fn count(allocations: usize, bytes: isize) {
-    ALLOCATIONS.with(|count| count.set(count.get() + allocations));
-    BYTES.with(|count| count.set(count.get() + bytes));
-}
-
-// SAFETY: every call goes to the system's allocator unchanged; the counters are plain cells of this
-// thread, which need no allocation.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(1, layout.size().cast_signed());
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count(0, -layout.size().cast_signed());
-        // SAFETY: the caller's promise is passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Bytes of a success response and of the headers before data.
 const RESPONSE: usize = 24;
@@ -57,11 +27,11 @@ fn assert_no_allocations(what: &str, mut round: impl FnMut()) {
     for _ in 0..50 {
         round();
     }
-    let before = ALLOCATIONS.with(Cell::get);
+    let before = allocations();
     for _ in 0..300 {
         round();
     }
-    assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "{what}");
+    assert_eq!(allocations() - before, 0, "{what}");
 }
 
 fn queue(node: &mut Stepped, digests: DigestFlags) -> (Admin, Peer) {
@@ -177,7 +147,7 @@ fn a_connection_at_rest_costs_little() {
         }
         admin
     });
-    let before = BYTES.with(Cell::get);
+    let before = counting::bytes();
     let queues = node.run(|address| {
         (1..=QUEUES as u16)
             .map(|qid| {
@@ -189,7 +159,7 @@ fn a_connection_at_rest_costs_little() {
             })
             .collect::<Vec<_>>()
     });
-    let bytes = BYTES.with(Cell::get) - before;
+    let bytes = counting::bytes() - before;
     let each = bytes / QUEUES.cast_signed();
     // The target's own queue is part of it. The bound is 64 KiB.
     assert!(each < 16 << 10, "{each} bytes per queue");

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
+use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -87,6 +88,13 @@ impl Host {
         }
     }
 
+    /// Drops a device's queues, and whatever else, until the ring has let go of the file, too.
+    pub(crate) fn let_go<T>(&mut self, queues: T) {
+        drop(queues);
+        self.reactor.turn();
+        self.reactor.turn();
+    }
+
     /// One operation, to its end.
     pub(crate) fn run(
         &mut self,
@@ -167,6 +175,18 @@ impl LoopDevice {
         let size = block_size.to_string();
         let arguments = ["-b", &size, "-f", "--show", file.to_str().unwrap()];
         Some(LoopDevice { path: command("losetup", &arguments)?.into() })
+    }
+
+    /// Over a new file of `size` bytes.
+    pub(crate) fn with_file(file: &Path, size: u64, block_size: u32) -> Option<LoopDevice> {
+        File::create(file).unwrap().set_len(size).unwrap();
+        LoopDevice::new(file, block_size)
+    }
+
+    /// Changes the size of its file, and tells the kernel.
+    pub(crate) fn resize(&self, file: &Path, size: u64) -> Option<()> {
+        OpenOptions::new().write(true).open(file).unwrap().set_len(size).unwrap();
+        command("losetup", &["-c", self.path.to_str().unwrap()]).map(|_| ())
     }
 }
 

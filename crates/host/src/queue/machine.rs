@@ -4,29 +4,27 @@
 //! The order of calls is: [`Machine::slices`] and [`Machine::sent`] while there is something to send;
 //! [`Machine::space`] and [`Machine::received`] when something arrived; [`Machine::next_completion`] until it is empty.
 //!
-//! Data of a read is copied once, from the input buffer to the slot, if it arrived together with other PDUs; the rest of a PDU
-//! whose beginning is known is read straight into the slot. Data of a write is never copied.
+//! It knows what PDUs mean. Their bytes are the business of [`Incoming`], which copies the data of a read at most once, and of
+//! [`Outgoing`], which never copies that of a write.
 //!
 //! Submission queue flow control needs no bookkeeping here: at most as many commands are outstanding as the submission
 //! queue has room for, a command the controller has not yet consumed is outstanding, so the submission queue cannot
 //! overflow whatever SQHD says. This is also why a controller may answer with the success flag, which carries no SQHD.
 
+use super::incoming::{Arrival, Incoming, Payload};
 use super::outgoing::Outgoing;
 use super::slots::{Completion, SlotId, Slots, Transfer};
+use super::violation::Violation;
 use crate::error::{ProtocolError, RequestError};
 use nvme::tcp::{
-    ALIGNMENT_MAX, C2hData, CapsuleCmd, CapsuleResp, CommonHeader, DIGEST_LENGTH, DigestFlags,
-    FatalErrorStatus, Flags, H2cData, HEADER_MAX, IcReq, IcResp, Layout, MAXH2CDATA_MIN, PFV,
-    PduType, R2t, Receiver, Rules, TermReq, Termination, crc32c,
+    ALIGNMENT_MAX, C2hData, CapsuleCmd, CapsuleResp, DigestFlags, FatalErrorStatus, Flags, H2cData,
+    IcReq, IcResp, Layout, MAXH2CDATA_MIN, PFV, PduType, R2t, Receiver, Rules, TermReq,
+    Termination,
 };
 use nvme::{Cqe, Sgl, Sqe, Status};
 use std::io::IoSlice;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
-/// Longest header with its digest.
-const HEADER_AND_DIGEST: usize = HEADER_MAX + 4;
-/// Rest of a PDU's data from which it is read past the input buffer, straight into the slot.
-const DIRECT_MIN: u32 = 4096;
 /// Data that every controller takes in the capsule of an admin or fabrics command.
 const ADMIN_IN_CAPSULE: u32 = 8192;
 
@@ -53,37 +51,12 @@ enum Stage {
     Ended,
 }
 
-/// Where in the stream of PDUs the next byte belongs.
-#[derive(Debug, Clone, Copy)]
-enum Phase {
-    Header,
-    /// Padding, then data, then perhaps a digest of the PDU that `C2hData` began.
-    Payload(Payload),
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Payload {
-    slot: SlotId,
-    cid: u16,
-    padding: u32,
-    /// Where in the slot the PDU's data begins.
-    offset: u32,
-    length: u32,
-    got: u32,
-    digest: bool,
-    last: bool,
-    success: bool,
-}
-
 /// See the module's description.
 #[derive(Debug)]
 pub struct Machine {
     slots: Slots,
     outgoing: Outgoing,
-    input: Box<[u8]>,
-    start: usize,
-    end: usize,
-    phase: Phase,
+    incoming: Incoming,
     stage: Stage,
     settings: Settings,
     rules: Rules,
@@ -92,13 +65,6 @@ pub struct Machine {
     data_flags: Flags,
     cpda: u8,
     max_h2c_data: u32,
-}
-
-/// A PDU that ends the connection: what to say to the caller, and to the controller.
-struct Violation {
-    error: ProtocolError,
-    status: FatalErrorStatus,
-    information: u32,
 }
 
 impl Machine {
@@ -115,22 +81,12 @@ impl Machine {
             Outgoing::with_capacity(depth * 128 + IcReq::default().as_bytes().len(), depth * 4);
         outgoing.stage(IcReq::new(0, digests, 0).as_bytes());
         Self {
-            input: vec![0; input_bytes(depth, slot_bytes)].into(),
             slots,
             outgoing,
-            start: 0,
-            end: 0,
-            phase: Phase::Header,
+            incoming: Incoming::new(depth, slot_bytes),
             stage: Stage::Greeting,
             settings,
-            rules: Rules {
-                receiver: Receiver::Host,
-                header_digest: false,
-                data_digest: false,
-                alignment: 0,
-                max_capsule_data: 0,
-                max_data: settings.slot_bytes,
-            },
+            rules: Rules::new(Receiver::Host, settings.slot_bytes),
             header_flags: Flags::empty(),
             data_flags: Flags::empty(),
             cpda: 0,
@@ -213,12 +169,12 @@ impl Machine {
         .into();
         let flags = if in_capsule > 0 { self.data_flags } else { self.header_flags };
         let capsule = CapsuleCmd::new(sqe, flags, self.cpda, in_capsule);
-        self.stage_header(capsule.header, capsule.as_bytes());
+        self.outgoing.header(capsule.header, capsule.as_bytes());
         if in_capsule > 0 {
             if let Some((_, state)) = self.slots.find(cid) {
                 state.moved = in_capsule;
             }
-            self.stage_data(slot, 0, in_capsule);
+            self.outgoing.data(&mut self.slots, slot, 0, in_capsule, self.rules.data_digest);
         }
         Ok(())
     }
@@ -245,100 +201,45 @@ impl Machine {
 
     /// Where the next bytes of the stream belong: the first part (which may be empty) must be filled before any goes into the second.
     pub fn space(&mut self) -> (&mut [u8], &mut [u8]) {
-        let direct: &mut [u8] = match self.phase {
-            Phase::Payload(payload) if payload.padding == 0 && payload.rest() >= DIRECT_MIN => {
-                self.slots.part_mut(payload.slot, payload.offset + payload.got, payload.rest())
-            }
-            _ => &mut [],
-        };
-        (direct, self.input.get_mut(self.end..).unwrap_or_default())
+        self.incoming.space(&mut self.slots)
     }
 
     /// `count` bytes were put where [`Machine::space`] said. After an error the connection is over: send what is still to be
     /// sent, which is the termination request, and close.
     pub fn received(&mut self, count: usize) -> Result<(), ProtocolError> {
-        let mut count = count;
-        if let Phase::Payload(payload) = &mut self.phase
-            && payload.padding == 0
-            && payload.rest() >= DIRECT_MIN
-        {
-            let direct = count.min(usize::try_from(payload.rest()).unwrap_or(usize::MAX));
-            payload.got += u32::try_from(direct).unwrap_or(u32::MAX);
-            count -= direct;
-        }
-        self.end = (self.end + count).min(self.input.len());
+        self.incoming.received(count);
         if self.stage == Stage::Ended {
-            self.start = self.end;
+            self.incoming.discard();
             return Ok(());
         }
-        while self.step()? {}
-        self.keep_rest();
+        while self.step().map_err(|violation| self.end_with(&violation))? {}
+        self.incoming.keep_rest();
         Ok(())
     }
 
     /// Takes in one PDU's header, or the part of its data that is here. False: more bytes are needed.
-    fn step(&mut self) -> Result<bool, ProtocolError> {
-        match self.phase {
-            Phase::Header => self.header(),
-            Phase::Payload(payload) => Ok(self.payload(payload)),
+    fn step(&mut self) -> Result<bool, Violation> {
+        match self.incoming.next(&self.rules, &mut self.slots)? {
+            None => return Ok(false),
+            Some(Arrival::Header(layout)) => {
+                let payload = self.pdu(&layout)?;
+                self.incoming.take_header(&layout, payload);
+            }
+            Some(Arrival::Payload(payload)) => {
+                if payload.success {
+                    self.slots.complete(payload.slot, Cqe::new(payload.cid, 0, Status::SUCCESS));
+                }
+            }
         }
+        Ok(true)
     }
 
-    fn header(&mut self) -> Result<bool, ProtocolError> {
-        let input = self.input.get(self.start..self.end).unwrap_or_default();
-        let Ok((common, _)) = CommonHeader::ref_from_prefix(input) else {
-            return Ok(false);
-        };
-        let layout = match common.check(&self.rules) {
-            Ok(layout) => layout,
-            Err(error) => {
-                let violation = Violation {
-                    error: ProtocolError::Header(error),
-                    status: error.status(),
-                    information: error.field_offset(),
-                };
-                return Err(self.end_with(&violation));
-            }
-        };
-        let length = usize::try_from(layout.header_length).unwrap_or(HEADER_MAX);
-        let digest = if layout.header_digest { 4 } else { 0 };
-        let Some((header, rest)) = input.split_at_checked(length) else {
-            return Ok(false);
-        };
-        if layout.header_digest {
-            let Some(received) = rest.first_chunk::<4>() else {
-                return Ok(false);
-            };
-            let received = u32::from_le_bytes(*received);
-            if crc32c(header) != received {
-                let violation = Violation {
-                    error: ProtocolError::HeaderDigest { pdu: layout.pdu_type },
-                    status: FatalErrorStatus::HeaderDigest,
-                    information: received,
-                };
-                return Err(self.end_with(&violation));
-            }
-        }
-        match self.pdu(&layout) {
-            Ok(phase) => {
-                self.start += length + digest;
-                self.phase = phase;
-                Ok(true)
-            }
-            Err(violation) => Err(self.end_with(&violation)),
-        }
-    }
-
-    fn pdu(&mut self, layout: &Layout) -> Result<Phase, Violation> {
+    /// Does what a PDU asks for; the data that follows its header.
+    fn pdu(&mut self, layout: &Layout) -> Result<Option<Payload>, Violation> {
         let pdu = layout.pdu_type;
-        let sequence = |what| Violation {
-            error: ProtocolError::Sequence { pdu, what },
-            status: FatalErrorStatus::PduSequence,
-            information: 0,
-        };
         match (self.stage, pdu) {
             (_, PduType::C2hTermReq) => {
-                let request: TermReq = self.parse();
+                let request: TermReq = self.incoming.parse();
                 // The controller has spoken its last word; there is nothing to answer.
                 Err(Violation {
                     error: ProtocolError::Terminated {
@@ -350,53 +251,42 @@ impl Machine {
                 })
             }
             (Stage::Greeting, PduType::IcResp) => {
-                let response: IcResp = self.parse();
+                let response: IcResp = self.incoming.parse();
                 self.greeted(&response)
             }
-            (Stage::Greeting, _) => Err(sequence("before the ICResp")),
+            (Stage::Greeting, _) => Err(Violation::sequence(pdu, "before the ICResp")),
             (_, PduType::C2hData) => {
-                let data: C2hData = self.parse();
+                let data: C2hData = self.incoming.parse();
                 self.c2h_data(layout, &data)
             }
             (_, PduType::CapsuleResp) => {
-                let response: CapsuleResp = self.parse();
+                let response: CapsuleResp = self.incoming.parse();
                 self.response(&response.cqe)
             }
             (_, PduType::R2t) => {
-                let request: R2t = self.parse();
+                let request: R2t = self.incoming.parse();
                 self.r2t(&request)
             }
-            (_, _) => Err(sequence("a second time")),
+            (_, _) => Err(Violation::sequence(pdu, "a second time")),
         }
     }
 
-    /// The header at the head of the input, all of which is there.
-    fn parse<T: FromBytes + Default>(&self) -> T {
-        let input = self.input.get(self.start..self.end).unwrap_or_default();
-        T::read_from_prefix(input).map_or_else(|_| T::default(), |(value, _)| value)
-    }
-
-    fn greeted(&mut self, response: &IcResp) -> Result<Phase, Violation> {
-        let unsupported = |what, offset| Violation {
-            error: ProtocolError::Greeting { what },
-            status: FatalErrorStatus::UnsupportedParameter,
-            information: offset,
-        };
+    fn greeted(&mut self, response: &IcResp) -> Result<Option<Payload>, Violation> {
         let digests = response.digests();
         let max_h2c_data = response.maxh2cdata.get();
         if response.pfv.get() != PFV {
-            return Err(unsupported("a PDU format version that is not 0", 8));
+            return Err(Violation::greeting("a PDU format version that is not 0", 8));
         }
         if response.cpda > ALIGNMENT_MAX {
-            return Err(unsupported("a CPDA above 31", 10));
+            return Err(Violation::greeting("a CPDA above 31", 10));
         }
         let (header, data) =
             (digests.contains(DigestFlags::HEADER), digests.contains(DigestFlags::DATA));
         if header && !self.settings.header_digest || data && !self.settings.data_digest {
-            return Err(unsupported("digests that were not asked for", 11));
+            return Err(Violation::greeting("digests that were not asked for", 11));
         }
         if max_h2c_data < MAXH2CDATA_MIN || !max_h2c_data.is_multiple_of(4) {
-            return Err(unsupported("a MAXH2CDATA below 4096 or not a multiple of 4", 12));
+            return Err(Violation::greeting("a MAXH2CDATA below 4096 or not a multiple of 4", 12));
         }
         self.rules.header_digest = header;
         self.rules.data_digest = data;
@@ -406,10 +296,10 @@ impl Machine {
         self.cpda = response.cpda;
         self.max_h2c_data = max_h2c_data;
         self.stage = Stage::Open;
-        Ok(Phase::Header)
+        Ok(None)
     }
 
-    fn c2h_data(&mut self, layout: &Layout, pdu: &C2hData) -> Result<Phase, Violation> {
+    fn c2h_data(&mut self, layout: &Layout, pdu: &C2hData) -> Result<Option<Payload>, Violation> {
         let cid = pdu.cccid.get();
         let (offset, length) = (pdu.datao.get(), pdu.datal.get());
         let (last, success) =
@@ -420,7 +310,7 @@ impl Machine {
             information: 0,
         };
         let Some((slot, state)) = self.slots.find(cid) else {
-            return Err(unknown(layout.pdu_type, cid));
+            return Err(Violation::unknown_command(layout.pdu_type, cid));
         };
         let Transfer::Read(expected) = state.transfer else {
             return Err(out_of_range("data for a command that reads none"));
@@ -457,41 +347,29 @@ impl Machine {
         }
         state.moved += length;
         if success && state.moved != expected {
-            return Err(short(cid, state.moved, expected));
+            return Err(Violation::short(cid, state.moved, expected));
         }
-        let header_end =
-            layout.header_length + if layout.header_digest { DIGEST_LENGTH } else { 0 };
-        Ok(Phase::Payload(Payload {
-            slot,
-            cid,
-            padding: layout.data_offset - header_end,
-            offset,
-            length,
-            got: 0,
-            digest: layout.data_digest,
-            last,
-            success,
-        }))
+        Ok(Some(Payload::new(layout, slot, cid, offset, length)))
     }
 
-    fn response(&mut self, cqe: &Cqe) -> Result<Phase, Violation> {
+    fn response(&mut self, cqe: &Cqe) -> Result<Option<Payload>, Violation> {
         let cid = cqe.cid.get();
         let Some((slot, state)) = self.slots.find(cid) else {
-            return Err(unknown(PduType::CapsuleResp, cid));
+            return Err(Violation::unknown_command(PduType::CapsuleResp, cid));
         };
         let expected = state.transfer.length();
         if cqe.status().is_success() && state.moved != expected {
-            return Err(short(cid, state.moved, expected));
+            return Err(Violation::short(cid, state.moved, expected));
         }
         self.slots.complete(slot, *cqe);
-        Ok(Phase::Header)
+        Ok(None)
     }
 
-    fn r2t(&mut self, pdu: &R2t) -> Result<Phase, Violation> {
+    fn r2t(&mut self, pdu: &R2t) -> Result<Option<Payload>, Violation> {
         let cid = pdu.cccid.get();
         let (offset, length) = (pdu.r2to.get(), pdu.r2tl.get());
         let Some((slot, state)) = self.slots.find(cid) else {
-            return Err(unknown(PduType::R2t, cid));
+            return Err(Violation::unknown_command(PduType::R2t, cid));
         };
         let out_of_range = |what| Violation {
             error: ProtocolError::Range { cid, what, offset, length },
@@ -514,99 +392,18 @@ impl Machine {
             let mut flags = self.data_flags;
             flags.set(Flags::LAST, at + piece == end);
             let header = H2cData::new(cid, pdu.ttag.get(), at, piece, flags, self.cpda);
-            self.stage_header(header.header, header.as_bytes());
-            self.stage_data(slot, at, piece);
+            self.outgoing.header(header.header, header.as_bytes());
+            self.outgoing.data(&mut self.slots, slot, at, piece, self.rules.data_digest);
             at += piece;
         }
-        Ok(Phase::Header)
-    }
-
-    fn payload(&mut self, mut payload: Payload) -> bool {
-        let input = self.input.get(self.start..self.end).unwrap_or_default();
-        let skipped = payload.padding.min(u32::try_from(input.len()).unwrap_or(u32::MAX));
-        let (_, input) = input.split_at(usize::try_from(skipped).unwrap_or(0));
-        payload.padding -= skipped;
-
-        let here = payload.rest().min(u32::try_from(input.len()).unwrap_or(u32::MAX));
-        let (data, input) = input.split_at(usize::try_from(here).unwrap_or(0));
-        let place = self.slots.part_mut(payload.slot, payload.offset + payload.got, here);
-        if place.len() == data.len() {
-            place.copy_from_slice(data);
-        }
-        payload.got += here;
-        self.start += data.len() + usize::try_from(skipped).unwrap_or(0);
-        self.phase = Phase::Payload(payload);
-        if payload.rest() > 0 || payload.padding > 0 {
-            return false;
-        }
-        if payload.digest {
-            let Some(digest) = input.first_chunk::<4>() else {
-                return false;
-            };
-            self.start += digest.len();
-            let whole = self.slots.part_mut(payload.slot, payload.offset, payload.length);
-            // A data digest error concerns one command, not the connection (NVMe/TCP, section 3.5.2).
-            if crc32c(whole) != u32::from_le_bytes(*digest)
-                && let Some((_, state)) = self.slots.find(payload.cid)
-            {
-                state.data_digest_error = true;
-            }
-        }
-        self.phase = Phase::Header;
-        if payload.last && payload.success {
-            self.slots.complete(payload.slot, Cqe::new(payload.cid, 0, Status::SUCCESS));
-        }
-        true
-    }
-
-    /// Makes room behind the bytes that could not be taken in yet, which are less than one header.
-    fn keep_rest(&mut self) {
-        if self.start == self.end {
-            self.start = 0;
-            self.end = 0;
-        } else if self.start > 0 {
-            self.input.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-        }
-    }
-
-    /// Stages a header with its digest and, if data follows, its padding.
-    fn stage_header(&mut self, common: CommonHeader, bytes: &[u8]) {
-        self.outgoing.stage(bytes);
-        let mut length = bytes.len();
-        if common.flags().contains(Flags::HEADER_DIGEST) {
-            self.outgoing.stage(&crc32c(bytes).to_le_bytes());
-            length += 4;
-        }
-        let padding = usize::from(common.pdo).saturating_sub(length);
-        if padding > 0 {
-            self.outgoing.stage([0; 128].get(..padding).unwrap_or_default());
-        }
-    }
-
-    /// Appends data of a slot with its digest.
-    fn stage_data(&mut self, slot: SlotId, offset: u32, length: u32) {
-        let digest = self
-            .rules
-            .data_digest
-            .then(|| crc32c(self.slots.part_mut(slot, offset, length)).to_le_bytes());
-        self.slots.data_queued(slot);
-        self.outgoing.data(
-            slot,
-            usize::try_from(offset).unwrap_or(usize::MAX),
-            usize::try_from(length).unwrap_or(usize::MAX),
-        );
-        if let Some(digest) = digest {
-            self.outgoing.stage(&digest);
-        }
+        Ok(None)
     }
 
     /// Ends the connection: the next bytes sent are a termination request about the PDU at the head of the input.
     fn end_with(&mut self, violation: &Violation) -> ProtocolError {
         self.stage = Stage::Ended;
         if !matches!(violation.error, ProtocolError::Terminated { .. }) {
-            let input = self.input.get(self.start..self.end).unwrap_or_default();
+            let input = self.incoming.pending();
             let request = Termination::new(
                 Receiver::Host,
                 violation.status,
@@ -618,40 +415,5 @@ impl Machine {
             }
         }
         violation.error
-    }
-}
-
-impl Payload {
-    fn rest(&self) -> u32 {
-        self.length - self.got
-    }
-}
-
-/// Bytes of the input buffer: what a whole queue of small reads brings at once; for large reads only what
-/// separates their data, which is read past the buffer.
-fn input_bytes(depth: usize, slot_bytes: usize) -> usize {
-    const SMALL: usize = 16 * 1024;
-    const LIMIT: usize = 256 * 1024;
-    let all = depth * (slot_bytes.min(SMALL) + HEADER_AND_DIGEST);
-    if slot_bytes > SMALL { SMALL } else { all.clamp(SMALL, LIMIT) }
-}
-
-fn unknown(pdu: PduType, cid: u16) -> Violation {
-    Violation {
-        error: ProtocolError::UnknownCommand { pdu, cid },
-        status: FatalErrorStatus::InvalidHeaderField,
-        information: match pdu {
-            // The CID of a response is in the completion queue entry.
-            PduType::CapsuleResp => 20,
-            _ => 8,
-        },
-    }
-}
-
-fn short(cid: u16, moved: u32, expected: u32) -> Violation {
-    Violation {
-        error: ProtocolError::Short { cid, moved, expected },
-        status: FatalErrorStatus::PduSequence,
-        information: 0,
     }
 }

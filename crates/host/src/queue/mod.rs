@@ -5,9 +5,11 @@
 //! each that follows, [`Queue::flush`]; that is one receiving and one sending system call for all of them. A queue belongs
 //! to one thread at a time and may be sent to another.
 
+mod incoming;
 mod machine;
 mod outgoing;
 mod slots;
+mod violation;
 
 pub use machine::{Machine, Settings};
 pub use slots::{Completion, DEPTH_MAX, SlotId, Transfer};

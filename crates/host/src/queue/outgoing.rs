@@ -5,6 +5,7 @@
 //! one `send`. Nothing is allocated once both containers have grown to what the depth of the queue asks for.
 
 use super::slots::{SlotId, Slots};
+use nvme::tcp::{CommonHeader, Flags, crc32c};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
@@ -62,10 +63,38 @@ impl Outgoing {
         }
     }
 
-    /// Appends part of the data of a slot, which the slot must hold until it is sent.
-    pub(crate) fn data(&mut self, slot: SlotId, offset: usize, length: usize) {
+    /// Appends a copy of a header, with its digest and, if data follows, its padding.
+    pub(crate) fn header(&mut self, common: CommonHeader, bytes: &[u8]) {
+        self.stage(bytes);
+        let mut length = bytes.len();
+        if common.flags().contains(Flags::HEADER_DIGEST) {
+            self.stage(&crc32c(bytes).to_le_bytes());
+            length += 4;
+        }
+        let padding = usize::from(common.pdo).saturating_sub(length);
+        if padding > 0 {
+            self.stage([0; 128].get(..padding).unwrap_or_default());
+        }
+    }
+
+    /// Appends part of the data of a slot, which must hold it until it is sent; with its digest, if asked for.
+    pub(crate) fn data(
+        &mut self,
+        slots: &mut Slots,
+        slot: SlotId,
+        offset: u32,
+        length: u32,
+        digest: bool,
+    ) {
+        let digest = digest.then(|| crc32c(slots.part_mut(slot, offset, length)).to_le_bytes());
+        slots.data_queued(slot);
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
         self.bytes += length;
         self.segments.push_back(Segment { source: Source::Slot(slot), offset, length });
+        if let Some(digest) = digest {
+            self.stage(&digest);
+        }
     }
 
     /// Slices that it takes to send everything.

@@ -1,6 +1,7 @@
 //! A controller that is just good enough to talk to: one thread per connection, blocking sockets, a vector for a disk.
 //! It exists to try the host where the real target cannot be made to misbehave.
 
+use crate::wire::Wire;
 use nvme::admin::{self, Command as Admin};
 use nvme::fabrics::{Command as Fabrics, Connect};
 use nvme::feature::{Feature, NumberOfQueues};
@@ -75,8 +76,7 @@ impl Stub {
 struct Connection<'a> {
     stream: TcpStream,
     state: &'a State,
-    header_digest: bool,
-    data_digest: bool,
+    wire: Wire,
     configuration: Configuration,
     /// Commands that came while data was awaited.
     waiting: VecDeque<(Vec<u8>, Vec<u8>)>,
@@ -88,8 +88,7 @@ impl<'a> Connection<'a> {
         Self {
             stream,
             state,
-            header_digest: false,
-            data_digest: false,
+            wire: Wire::default(),
             configuration: Configuration::default(),
             waiting: VecDeque::new(),
         }
@@ -119,28 +118,13 @@ impl<'a> Connection<'a> {
     }
 
     fn send(&mut self, header: &[u8], data: &[u8]) {
-        let mut bytes = header.to_vec();
-        if self.header_digest {
-            bytes.extend(crc32c(header).to_le_bytes());
-        }
-        bytes.extend(data);
-        if self.data_digest && !data.is_empty() {
-            bytes.extend(crc32c(data).to_le_bytes());
-        }
         // A host that has gone is noticed when reading.
-        let _ = self.stream.write_all(&bytes);
-    }
-
-    fn flags(&self, data: bool) -> Flags {
-        let mut flags = Flags::empty();
-        flags.set(Flags::HEADER_DIGEST, self.header_digest);
-        flags.set(Flags::DATA_DIGEST, data && self.data_digest);
-        flags
+        let _ = self.stream.write_all(&self.wire.pdu(header, data));
     }
 
     fn answer(&mut self, sqe: &Sqe, status: Status, result: u64) {
         let cqe = Cqe::new(sqe.cid.get(), 0, status).with_result(result);
-        let flags = self.flags(false);
+        let flags = self.wire.flags(false);
         self.send(CapsuleResp::new(cqe, flags).as_bytes(), &[]);
     }
 
@@ -151,7 +135,7 @@ impl<'a> Connection<'a> {
         let success = self.state.script.success_flag;
         let half = if data.len() > 4096 { data.len() / 2 } else { data.len() };
         for (index, piece) in data.chunks(half).enumerate() {
-            let mut flags = self.flags(true);
+            let mut flags = self.wire.flags(true);
             if (index + 1) * half >= data.len() {
                 flags |= Flags::LAST;
                 flags.set(Flags::SUCCESS, success);
@@ -171,7 +155,7 @@ impl<'a> Connection<'a> {
         if !in_capsule.is_empty() || length == 0 {
             return in_capsule;
         }
-        let flags = self.flags(false);
+        let flags = self.wire.flags(false);
         self.send(R2t::new(sqe.cid.get(), 5, 0, length, flags).as_bytes(), &[]);
         let mut data = Vec::new();
         while data.len() < usize::try_from(length).unwrap() {
@@ -191,8 +175,8 @@ impl<'a> Connection<'a> {
         let Some((request, _)) = self.receive() else { return };
         let request = IcReq::read_from_bytes(&request).unwrap();
         self.stream.write_all(IcResp::new(0, request.digests(), 4096).as_bytes()).unwrap();
-        self.header_digest = request.digests().contains(DigestFlags::HEADER);
-        self.data_digest = request.digests().contains(DigestFlags::DATA);
+        self.wire.header_digest = request.digests().contains(DigestFlags::HEADER);
+        self.wire.data_digest = request.digests().contains(DigestFlags::DATA);
         let mut io = false;
         while let Some((header, data)) = self.waiting.pop_front().or_else(|| self.receive()) {
             let Ok(capsule) = CapsuleCmd::read_from_bytes(&header) else { return };

@@ -110,6 +110,20 @@ pub struct Rules {
     pub max_data: u32,
 }
 
+impl Rules {
+    /// Before anything is negotiated: no digests, no alignment, no data in capsules.
+    pub const fn new(receiver: Receiver, max_data: u32) -> Self {
+        Self {
+            receiver,
+            header_digest: false,
+            data_digest: false,
+            alignment: 0,
+            max_capsule_data: 0,
+            max_data,
+        }
+    }
+}
+
 /// How a PDU is laid out; all offsets are from its first byte. Header, digest, padding, data,
 /// digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use nvme::Sqe;
 use nvme::tcp::{
-    CapsuleCmd, CapsuleResp, CommonHeader, DigestFlags, Flags, H2cData, IcResp, PduType, R2t,
-    Receiver, Rules, crc32c,
+    CapsuleResp, CommonHeader, DigestFlags, Flags, IcResp, PduType, R2t, Receiver, Rules, crc32c,
 };
 use transport_tcp::{InMemoryConnection, TcpConfig};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 use super::bench::{Bench, PORT, listener, peer};
 use super::steps::Steps;
+use crate::pdus;
 
 const STEPS: usize = 300;
 /// Rounds until nothing moves any more; far more than anything takes.
@@ -90,14 +90,7 @@ impl Wire {
             connection: InMemoryConnection::new(config, PORT, listener(), peer(), bench.now),
             outbox: VecDeque::new(),
             inbox: Vec::new(),
-            rules: Rules {
-                receiver: Receiver::Host,
-                header_digest: false,
-                data_digest: false,
-                alignment: 0,
-                max_capsule_data: 0,
-                max_data: u32::MAX,
-            },
+            rules: Rules::new(Receiver::Host, u32::MAX),
             reads: true,
             requests: VecDeque::new(),
             succeeded: 0,
@@ -117,8 +110,7 @@ impl Wire {
                 let sqe = Sqe::read_from_bytes(&steps.array::<64>()).unwrap();
                 let count = usize::from(steps.word() & 0x07ff);
                 let data = steps.bytes(count);
-                let pdu = CapsuleCmd::new(sqe, self.flags(data.len()), 0, data.len() as u32);
-                self.send(pdu.as_bytes(), data);
+                self.outbox.extend(pdus::capsule(&self.rules, sqe, data));
             }
             // Data as it was asked for, or with its length, offset or end a little wrong.
             96..=111 => {
@@ -128,11 +120,9 @@ impl Wire {
                 let offset = u32::from(wrong & 7 == 2) * 512;
                 let last = wrong & 7 != 3;
                 let data = vec![wrong; length as usize];
-                let mut flags = self.flags(data.len());
-                flags.set(Flags::LAST, last);
                 let (cid, ttag) = (request.cccid.get(), request.ttag.get());
-                let pdu = H2cData::new(cid, ttag, offset, length, flags, 0);
-                self.send(pdu.as_bytes(), &data);
+                let pdu = pdus::h2c_data(&self.rules, cid, ttag, offset, &data, last);
+                self.outbox.extend(pdu);
             }
             112..=115 => bench.wait(Duration::from_millis(u64::from(steps.word()))),
             116..=119 => self.reads = !self.reads,
@@ -143,24 +133,6 @@ impl Wire {
                 *self = Wire::new(bench);
                 self.succeeded = succeeded;
             }
-        }
-    }
-
-    fn flags(&self, data: usize) -> Flags {
-        let mut flags = Flags::empty();
-        flags.set(Flags::HEADER_DIGEST, self.rules.header_digest);
-        flags.set(Flags::DATA_DIGEST, self.rules.data_digest && data > 0);
-        flags
-    }
-
-    fn send(&mut self, header: &[u8], data: &[u8]) {
-        self.outbox.extend(header);
-        if self.rules.header_digest {
-            self.outbox.extend(crc32c(header).to_le_bytes());
-        }
-        self.outbox.extend(data);
-        if self.rules.data_digest && !data.is_empty() {
-            self.outbox.extend(crc32c(data).to_le_bytes());
         }
     }
 

@@ -19,11 +19,11 @@ use nvme::register::{ControllerStatus, ShutdownStatus};
 use nvme::{Cqe, Sgl, Sqe, Status};
 
 use super::oracle::WriteId;
-use super::pattern::Version;
 use super::scenario::{MS, Scenario, US};
 use super::wire::{IN_CAPSULE, Up};
 use super::world::World;
 use crate::Random;
+use crate::disk::pattern::Version;
 
 /// What a command is for.
 #[derive(Debug, Clone)]
@@ -260,9 +260,10 @@ impl World {
             Payload::Out(data) => {
                 let length = u32::try_from(data.len()).unwrap();
                 let inside = length <= IN_CAPSULE && self.random.permille(500);
-                let sgl = match inside {
-                    true => Sgl::InCapsule { offset: 0, length },
-                    false => Sgl::TransportData { length },
+                let sgl = if inside {
+                    Sgl::InCapsule { offset: 0, length }
+                } else {
+                    Sgl::TransportData { length }
                 };
                 (sqe.with_sgl(sgl), data, inside)
             }
@@ -334,9 +335,10 @@ impl World {
         let Some(queue) = me.queues[at].as_mut() else { return };
         let (cid, status) = (cqe.cid.get(), cqe.status());
         queue.completions += 1;
-        let expected = match queue.flow_control {
-            true => u16::try_from(queue.completions % u64::from(queue.entries)).unwrap(),
-            false => 0xffff,
+        let expected = if queue.flow_control {
+            u16::try_from(queue.completions % u64::from(queue.entries)).unwrap()
+        } else {
+            0xffff
         };
         if queue.connected {
             assert_eq!(cqe.sqhd.get(), expected, "SQHD of queue {} of host {host}", queue.qid);
@@ -407,6 +409,7 @@ impl World {
         );
     }
 
+    #[allow(clippy::too_many_lines)] // One short arm per job.
     fn admin_ended(
         &mut self,
         host: usize,

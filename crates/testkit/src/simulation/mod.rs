@@ -13,7 +13,6 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    clippy::match_bool,
     clippy::cast_possible_truncation,
     clippy::print_stderr,
     clippy::needless_pass_by_value,
@@ -21,12 +20,10 @@
     missing_docs
 )]
 
-pub mod disk;
 pub mod host;
 pub mod life;
 pub mod operator;
 pub mod oracle;
-pub mod pattern;
 pub mod scenario;
 pub mod trace;
 pub mod wire;

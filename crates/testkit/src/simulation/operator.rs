@@ -11,11 +11,11 @@ use target::configuration::{
 };
 use target::shard::PauseId;
 
-use super::disk::Disk;
 use super::scenario::{MS, SECOND, Scenario};
 use super::wire::IN_CAPSULE;
 use super::world::{Event, World};
 use crate::Random;
+use crate::disk::Disk;
 
 /// The name of a host.
 pub fn host_name(identity: usize) -> Nqn {
@@ -96,9 +96,10 @@ impl Operator {
         disks: &[Arc<Disk>],
     ) {
         let nqn = &self.subsystems[subsystem];
-        let hosts = match random.permille(500) {
-            true => Hosts::Any,
-            false => (0..self.names).map(host_name).collect(),
+        let hosts = if random.permille(500) {
+            Hosts::Any
+        } else {
+            (0..self.names).map(host_name).collect()
         };
         let options =
             SubsystemOptions { hosts, limits: self.limits, ..SubsystemOptions::default() };

@@ -14,7 +14,7 @@
 
 use std::collections::BTreeMap;
 
-use super::pattern::Version;
+use crate::disk::pattern::Version;
 
 /// A moment that has not come.
 pub const NEVER: u64 = u64::MAX;

@@ -1,6 +1,11 @@
 //! What kind of world a seed makes: how many of everything, how slow, how bad the weather.
 
+use std::sync::Arc;
+
+use block::{Deallocation, Geometry, Properties};
+
 use crate::Random;
+use crate::disk::{Disk, Weather};
 
 /// A microsecond in nanoseconds.
 pub const US: u64 = 1_000;
@@ -115,6 +120,30 @@ impl Scenario {
             aborts: rough(random, 500, 5, 60),
             shutdown: random.permille(300),
         }
+    }
+
+    /// Draws one of its disks.
+    pub fn disk(&self, name: String, random: &mut Random) -> Arc<Disk> {
+        let block_size = *random.pick(&[512, 512, 512, 4096]);
+        let properties = Properties {
+            read_only: false,
+            volatile_write_cache: random.permille(700),
+            deallocation: random
+                .permille(700)
+                .then(|| Deallocation { reads_zero: random.permille(700), granularity: 1 }),
+            memory_alignment: 1,
+            optimal_blocks: 1,
+            description: "simulated".to_owned(),
+        };
+        let weather = Weather {
+            latency: self.disk,
+            failures: self.disk_failures,
+            stragglers: self.disk_stragglers,
+            cancels: self.disk_cancels,
+            ..Weather::default()
+        };
+        let geometry = Geometry { block_size, blocks: self.blocks, generation: 0 };
+        Disk::new(name, geometry, properties, weather, random.split())
     }
 
     /// Whether a command may only fail for a reason of its own.

@@ -11,9 +11,9 @@ use zerocopy::IntoBytes;
 
 use super::host::{Job, Outstanding, Payload};
 use super::oracle::{Ended, WriteId};
-use super::pattern;
 use super::scenario::SECOND;
 use super::world::World;
+use crate::disk::pattern;
 
 /// A namespace, as a host that uses it sees it.
 #[derive(Debug, Clone, Copy)]
@@ -141,9 +141,10 @@ impl World {
             Command::Read(Transfer { range, .. }) => {
                 let length = u32::try_from(range.bytes(place.block_size as u32)).unwrap_or(0);
                 let payload = payload.unwrap_or(Payload::In(length));
-                let job = match inside(range) {
-                    true => Job::Read { disk, lba: range.slba, blocks: range.blocks.into() },
-                    false => Job::Harmless,
+                let job = if inside(range) {
+                    Job::Read { disk, lba: range.slba, blocks: range.blocks.into() }
+                } else {
+                    Job::Harmless
                 };
                 self.submit(host, queue, sqe, payload, job);
             }

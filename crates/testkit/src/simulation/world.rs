@@ -11,7 +11,6 @@ use memory::{Arena, ArenaConfig, Buffer, Hugepages, Pool, SLAB_SIZE, Segment};
 use target::configuration::Configuration;
 use target::{Instant, Message, QueueId, RequestId, Shard, ShardConfig, ShardIndex, ShardLimits};
 
-use super::disk::{Agenda, Disk};
 use super::host::Host;
 use super::operator::Operator;
 use super::oracle::Oracle;
@@ -19,6 +18,7 @@ use super::scenario::{Scenario, US};
 use super::trace::Trace;
 use super::wire::Connection;
 use crate::Random;
+use crate::disk::{Agenda, Disk};
 
 /// Turns of one shard, without a pause of the clock, after which it is thought to run in circles.
 const TURNS_MOST: u64 = 4_000_000;
@@ -118,7 +118,7 @@ impl World {
         let disks: Vec<_> = (0..scenario.disks)
             .map(|number| {
                 oracle.add_disk(scenario.blocks);
-                Disk::new(format!("disk{number}"), &mut random, &scenario)
+                scenario.disk(format!("disk{number}"), &mut random)
             })
             .collect();
         let operator = Operator::new(&mut random, &scenario, &disks);

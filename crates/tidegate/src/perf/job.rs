@@ -8,12 +8,12 @@
 //! should have begun meanwhile begin late, but their latency counts from when they should have begun. I/Os that had not
 //! begun when the run ended are counted, not forgotten.
 
-use super::cost::{Cost, Meter};
+use super::cost::Meter;
 use super::ledger::Part;
+use super::outcome::{Failure, Outcome};
 use super::pattern::{self, Fault, Finding, Stamp};
 use super::workload::{Kind, Workload};
 use anyhow::{Context, anyhow, bail};
-use hdrhistogram::Histogram;
 use host::{Completion, Queue, SlotId, Transfer};
 use nvme::io::{self, DatasetManagement, DsmRange};
 use nvme::{Sqe, U32};
@@ -21,17 +21,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
-/// Failed blocks that are described one by one.
-const FINDINGS: usize = 16;
 /// A command outstanding for so long without any other ending is given up.
 const STUCK: Duration = Duration::from_secs(30);
 /// A sleep ends so long before the next intended start, to be awake in time.
 const WAKE_EARLY: u64 = 100_000;
 /// Draws of a random chunk before the search goes on from the last one.
 const DRAWS: u32 = 8;
-/// Longest latency that a histogram holds; longer ones count as this.
-const LATENCY_MAX: u64 = 3_600_000_000_000;
-
 /// What all jobs of a run see.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -83,57 +78,6 @@ pub(crate) struct Plan {
     pub(crate) run_workload: bool,
     /// Read back every acknowledged block at the end.
     pub(crate) verify: bool,
-}
-
-/// Figures of one kind of I/O.
-#[derive(Debug, Clone)]
-pub(crate) struct Tally {
-    pub(crate) ios: u64,
-    pub(crate) bytes: u64,
-    /// Nanoseconds.
-    pub(crate) latency: Histogram<u64>,
-}
-
-impl Tally {
-    pub(crate) fn new() -> anyhow::Result<Self> {
-        let latency = Histogram::new_with_bounds(1, LATENCY_MAX, 3)
-            .map_err(|error| anyhow!("latency histogram: {error:?}"))?;
-        Ok(Self { ios: 0, bytes: 0, latency })
-    }
-
-    pub(crate) fn add(&mut self, other: &Self) -> anyhow::Result<()> {
-        self.ios += other.ios;
-        self.bytes += other.bytes;
-        self.latency.add(&other.latency).map_err(|error| anyhow!("latency histogram: {error:?}"))
-    }
-}
-
-/// A block that was not as it should be, with what it should have been.
-#[derive(Debug, Clone)]
-pub(crate) struct Failure {
-    pub(crate) lba: u64,
-    pub(crate) expected: pattern::Acceptable,
-    pub(crate) fault: Fault,
-}
-
-/// What became of a job.
-#[derive(Debug)]
-pub(crate) struct Outcome {
-    pub(crate) read: Tally,
-    pub(crate) write: Tally,
-    pub(crate) trim: Tally,
-    /// From the first command to the end of the last.
-    pub(crate) elapsed: Duration,
-    pub(crate) cost: Cost,
-    /// I/Os of the open loop that had not begun when time was up.
-    pub(crate) unissued: u64,
-    /// Blocks whose content was checked.
-    pub(crate) verified: u64,
-    /// I/Os with a block that was not good.
-    pub(crate) failed: u64,
-    /// The first of them.
-    pub(crate) failures: Vec<Failure>,
-    pub(crate) error: Option<anyhow::Error>,
 }
 
 /// What is remembered of a command until it ends.
@@ -223,18 +167,7 @@ impl<'a> Job<'a> {
                 stopping: false,
                 start: 0,
                 deadline: u64::MAX,
-                outcome: Outcome {
-                    read: Tally::new()?,
-                    write: Tally::new()?,
-                    trim: Tally::new()?,
-                    elapsed: Duration::ZERO,
-                    cost: Cost::default(),
-                    unissued: 0,
-                    verified: 0,
-                    failed: 0,
-                    failures: Vec::with_capacity(FINDINGS),
-                    error: None,
-                },
+                outcome: Outcome::new()?,
             },
         })
     }
@@ -419,14 +352,8 @@ impl State<'_> {
         }
         queue.release(completion.slot);
         if self.phase == Phase::Workload {
-            let tally = match tag.kind {
-                Kind::Read => &mut self.outcome.read,
-                Kind::Write => &mut self.outcome.write,
-                Kind::Trim => &mut self.outcome.trim,
-            };
-            tally.ios += 1;
-            tally.bytes += u64::from(self.chunk_bytes);
-            tally.latency.saturating_record(now.saturating_sub(tag.start));
+            let latency = now.saturating_sub(tag.start);
+            self.outcome.record(tag.kind, self.chunk_bytes, latency);
         }
         Ok(())
     }
@@ -548,10 +475,7 @@ impl State<'_> {
                 fault = Fault::Stale { found };
             }
         }
-        self.outcome.failed += 1;
-        if self.outcome.failures.len() < FINDINGS {
-            self.outcome.failures.push(Failure { lba: at_lba, expected: acceptable, fault });
-        }
+        self.outcome.fail(Failure { lba: at_lba, expected: acceptable, fault });
         Ok(())
     }
 
@@ -572,12 +496,6 @@ impl State<'_> {
             self.lba(tag.chunk),
             self.plan.nsid
         )
-    }
-}
-
-impl Outcome {
-    fn ios(&self) -> u64 {
-        self.read.ios + self.write.ios + self.trim.ios
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a run came to: as text for people and as JSON for programs. One structure serves both and the plot.
 
 use super::cost::Cost;
-use super::job::{Failure, Outcome, Tally};
+use super::outcome::{Failure, Outcome, Tally};
 use super::{Layout, PerfArgs};
 use crate::config::quantity::Size;
 use anyhow::bail;

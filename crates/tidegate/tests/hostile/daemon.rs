@@ -92,7 +92,7 @@ fn more_half_open_connections_than_descriptors() {
     drop(half_open);
     // There is room again, at the latest when those are found out that never said anything.
     let mut peer = Peer::connect(loopback(port));
-    peer.stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    peer.stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
     let request = nvme::tcp::IcReq::new(0, DigestFlags::empty(), 0);
     peer.send(zerocopy::IntoBytes::as_bytes(&request));
     peer.receive();

@@ -91,7 +91,9 @@ fn a_storm_of_connections_does_not_stop_the_others() {
             })
         })
         .collect();
-    others.iter().for_each(|other| other.goes_on(100));
+    for other in &others {
+        other.goes_on(100);
+    }
     stop.store(true, Ordering::Relaxed);
     let stormed: u32 = storm.into_iter().map(|thread| thread.join().unwrap()).sum();
     assert!(stormed > 100, "{stormed} connections are no storm");

@@ -49,7 +49,9 @@ fn a_pool_made_empty_leaves_every_other_host_served() {
     let sizes = [4096, 128 << 10, 1 << 20];
     let others: Vec<_> =
         (1_u64..).zip(sizes).map(|(host, bytes)| Bystander::start(address, host, bytes)).collect();
-    others.iter().for_each(|other| other.goes_on(20));
+    for other in &others {
+        other.goes_on(20);
+    }
     let held = node.census().unwrap()[0].memory;
     assert!(held >= 7 << 20, "the greedy host still holds its share: {held}");
     for other in others {
@@ -70,7 +72,9 @@ fn request_slots_all_taken_leave_every_other_host_served() {
         (census[0].counters.stalls > 0).then_some(())
     });
     let others: Vec<_> = (1..=3).map(|host| Bystander::start(address, host, 8192)).collect();
-    others.iter().for_each(|other| other.goes_on(20));
+    for other in &others {
+        other.goes_on(20);
+    }
     for other in others {
         other.stop();
     }
@@ -113,7 +117,9 @@ fn a_host_that_reads_all_the_time_and_takes_nothing_leaves_the_others_served() {
         })
         .collect();
     let others: Vec<_> = (1..=3).map(|host| Bystander::start(address, host, 64 << 10)).collect();
-    others.iter().for_each(|other| other.goes_on(50));
+    for other in &others {
+        other.goes_on(50);
+    }
     for other in others {
         other.stop();
     }
@@ -172,7 +178,7 @@ fn answers_that_are_never_read_leave_every_other_host_served() {
     let limits = ShardLimits { requests: 2048, ..ShardLimits::default() };
     let timeouts = Timeouts { send: Duration::from_hours(1), ..Timeouts::default() };
     let tcp = TcpConfig { timeouts, ..TcpConfig::default() };
-    let (node, address) = start(&Plan { limits, tcp, ..Plan::default() });
+    let (node, address) = start(&Plan { tcp, limits, ..Plan::default() });
     let admin = Admin::connect(address, 0, DigestFlags::empty());
     // On a queue, on an admin queue, and without a name.
     let queues = (1..=8).map(|qid| admin.queue(address, qid, DigestFlags::empty()));
@@ -186,7 +192,9 @@ fn answers_that_are_never_read_leave_every_other_host_served() {
     let held = node.census().unwrap()[0].requests;
     println!("{held} of 2048 requests are held by answers that nobody reads");
     let others: Vec<_> = (1..=3).map(|host| Bystander::start(address, host, 8192)).collect();
-    others.iter().for_each(|other| other.goes_on(20));
+    for other in &others {
+        other.goes_on(20);
+    }
     for other in others {
         other.stop();
     }

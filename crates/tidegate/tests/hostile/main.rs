@@ -1,12 +1,6 @@
 //! Hosts that mean harm, or are broken, against a whole node over real sockets. Each gets its termination
 //! request or its timeout; meanwhile another host's I/O goes on, and afterwards nothing is left.
 
-#![allow(
-    clippy::inconsistent_struct_constructor,
-    clippy::large_stack_arrays,
-    clippy::type_complexity
-)]
-#![allow(clippy::unchecked_time_subtraction)]
 #![allow(clippy::print_stdout)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::cast_possible_truncation, clippy::missing_panics_doc, missing_docs)]

@@ -12,13 +12,11 @@ use nvme::fabrics::{
     CNTLID_DYNAMIC, Connect, ConnectAttributes, ConnectData, PropertySet, PropertySize,
 };
 use nvme::sgl::Sgl;
-use nvme::tcp::{
-    CapsuleCmd, CapsuleResp, CommonHeader, DigestFlags, Flags, H2cData, IcReq, PduType, R2t,
-    Receiver, Rules, crc32c,
-};
+use nvme::tcp::{CapsuleResp, CommonHeader, DigestFlags, IcReq, PduType, R2t, Receiver, Rules};
 use nvme::{Cqe, Nqn, Sqe};
 use reactor::Instant;
 use target::{PortId, Shard, ShardConfig, ShardIndex, ShardLimits};
+use testkit::pdus;
 use transport_tcp::{InMemoryConnection, TcpConfig};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -54,14 +52,7 @@ impl Host {
         let config = TcpConfig { parked_capsules: 8, ..TcpConfig::default() };
         Host {
             wire: InMemoryConnection::new(config, PORT, end(4420), end(40_000), now),
-            rules: Rules {
-                receiver: Receiver::Host,
-                header_digest: false,
-                data_digest: false,
-                alignment: 0,
-                max_capsule_data: 0,
-                max_data: u32::MAX,
-            },
+            rules: Rules::new(Receiver::Host, u32::MAX),
             inbox: Vec::new(),
             outbox: VecDeque::new(),
             reads: true,
@@ -72,36 +63,13 @@ impl Host {
         }
     }
 
-    fn flags(&self, data: usize) -> Flags {
-        let mut flags = Flags::empty();
-        flags.set(Flags::HEADER_DIGEST, self.rules.header_digest);
-        flags.set(Flags::DATA_DIGEST, self.rules.data_digest && data > 0);
-        flags
-    }
-
-    fn assemble(&self, header: &[u8], data: &[u8]) -> Vec<u8> {
-        let mut pdu = header.to_vec();
-        if self.rules.header_digest {
-            pdu.extend_from_slice(&crc32c(header).to_le_bytes());
-        }
-        pdu.extend_from_slice(data);
-        if self.rules.data_digest && !data.is_empty() {
-            pdu.extend_from_slice(&crc32c(data).to_le_bytes());
-        }
-        pdu
-    }
-
     fn capsule(&self, sqe: Sqe, data: &[u8]) -> Vec<u8> {
-        let pdu = CapsuleCmd::new(sqe, self.flags(data.len()), 0, data.len() as u32);
-        self.assemble(pdu.as_bytes(), data)
+        pdus::capsule(&self.rules, sqe, data)
     }
 
     fn h2c_data(&self, request: &R2t, offset: usize, data: &[u8], last: bool) -> Vec<u8> {
-        let mut flags = self.flags(data.len());
-        flags.set(Flags::LAST, last);
         let (cid, ttag) = (request.cccid.get(), request.ttag.get());
-        let pdu = H2cData::new(cid, ttag, offset as u32, data.len() as u32, flags, 0);
-        self.assemble(pdu.as_bytes(), data)
+        pdus::h2c_data(&self.rules, cid, ttag, offset as u32, data, last)
     }
 
     /// Takes PDUs from the inbox; each must be what a controller may send.

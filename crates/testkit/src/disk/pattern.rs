@@ -32,9 +32,10 @@ pub fn read(block: &[u8], lba: u64) -> Result<Version, String> {
         block.chunks_exact(8).map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap())).collect();
     let version = words[0];
     if version == 0 {
-        return match words.iter().all(|word| *word == 0) {
-            true => Ok(0),
-            false => Err(format!("block {lba} is zero at its beginning and something else behind")),
+        return if words.iter().all(|word| *word == 0) {
+            Ok(0)
+        } else {
+            Err(format!("block {lba} is zero at its beginning and something else behind"))
         };
     }
     let whose = words[1] ^ 0x5449_4445_4741_5445;
