@@ -96,7 +96,11 @@ fn watch_signals(events: Sender<Event>) -> Result<(), Failure> {
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
-            signals.forever().map(Event::Signal).try_for_each(|event| events.send(event))
+            for signal in signals.forever() {
+                if events.send(Event::Signal(signal)).is_err() {
+                    break;
+                }
+            }
         })
         .context("cannot start a thread")?;
     Ok(())
