@@ -2,7 +2,7 @@
 //!
 //! * An operation takes effect block by block, at moments of its own between submission and completion, in
 //!   no order with others. It reads the submitter's memory at those moments, not before.
-//! * What was written is in a cache that a loss of power empties, see [`medium`]. A flush covers what had been
+//! * What was written is in a cache that a loss of power empties, see `medium.rs`. A flush covers what had been
 //!   completed before it was submitted; FUA covers its own blocks.
 //! * An operation that failed may have happened in part. One that was cancelled has not. When a process ends,
 //!   what its queues held happens or does not, in part or in whole, and never later.
