@@ -7,7 +7,7 @@ use std::io;
 pub enum MemoryError {
     /// The arena's configured capacity has been handed out.
     #[error(
-        "memory: {wanted} bytes wanted, {left} of {capacity} left in the arena: raise memory.capacity or lower memory.per_reactor"
+        "memory: {wanted} bytes wanted, {left} of {capacity} left in the arena: lower memory.per_reactor"
     )]
     Exhausted {
         /// What was asked for, in bytes.

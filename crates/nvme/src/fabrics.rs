@@ -7,6 +7,7 @@ use crate::codes::{codes, layout, wire};
 use crate::command::{Cqe, OPCODE_FABRICS, Sqe};
 use crate::nqn::{HostId, NQN_FIELD, Nqn, NqnError};
 use crate::status::Status;
+use uuid::Uuid;
 use zerocopy::FromZeros;
 use zerocopy::little_endian::{U16, U32};
 
@@ -216,9 +217,13 @@ impl ConnectData {
         Nqn::from_wire(&self.subnqn)
     }
 
-    /// HOSTNQN, checked.
+    /// HOSTNQN, checked. A host that gives no name, as `spdk_nvme_perf` without `hostnqn:` does, is known by the
+    /// uuid form of its identifier.
     pub fn host(&self) -> Result<Nqn, NqnError> {
-        Nqn::from_wire(&self.hostnqn)
+        match Nqn::from_wire(&self.hostnqn) {
+            Err(NqnError::Empty) => Ok(Nqn::from_uuid(Uuid::from_bytes(self.hostid))),
+            named => named,
+        }
     }
 }
 

@@ -42,7 +42,7 @@ pub enum NqnError {
     /// Does not begin `nqn.`.
     #[error("NQN must begin with \"nqn.\"")]
     Prefix,
-    /// `nqn.` is not followed by `yyyy-mm.`.
+    /// `nqn.` is not followed by `yyyy-mm.`, or there is no such month.
     #[error("NQN must have a date yyyy-mm and a period after \"nqn.\"")]
     Date,
     /// Nothing after the date.
@@ -138,6 +138,10 @@ impl Nqn {
             if !matches {
                 return Err(NqnError::Date);
             }
+        }
+        let month = rest.get(5..7).and_then(|month| month.parse().ok());
+        if !month.is_some_and(|month: u8| (1..=12).contains(&month)) {
+            return Err(NqnError::Date);
         }
         match bytes.next() {
             None | Some(b':' | b'.') => return Err(NqnError::Domain),

@@ -11,17 +11,22 @@ pub(crate) mod quantity;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nvme::Nqn;
+use rustix::thread::{CpuSet, sched_getaffinity};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use toml::Spanned;
 use uuid::Uuid;
 
 use quantity::{Size, Time};
+
+/// Reactors without a list of cores.
+const DEFAULT_REACTORS: usize = 4;
 
 /// A whole configuration file.
 #[derive(Debug, Default, Deserialize)]
@@ -38,6 +43,19 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    /// The cores to run reactors on.
+    ///
+    /// # Errors
+    /// The system does not say which cores are allowed.
+    pub(crate) fn cores(&self) -> io::Result<Vec<usize>> {
+        if let Some(cores) = &self.reactors.cores {
+            return Ok(cores.get_ref().clone());
+        }
+        let allowed = sched_getaffinity(None)?;
+        let all = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core));
+        Ok(all.take(DEFAULT_REACTORS).collect())
+    }
+
     /// How long SIGTERM waits for what is in flight; 10 s unless configured.
     pub(crate) fn shutdown_timeout(&self) -> Duration {
         self.shutdown_timeout.map_or(Duration::from_secs(10), |time| time.0)
@@ -55,7 +73,7 @@ pub(crate) struct Reactors {
     /// Longest time that an `adaptive` reactor spins before it sleeps.
     pub(crate) max_spin: Option<Time>,
     /// Different idle policies for some cores: `idle_by_core = { 3 = "poll" }`.
-    pub(crate) idle_by_core: BTreeMap<String, Idle>,
+    pub(crate) idle_by_core: BTreeMap<String, Spanned<Idle>>,
     /// Whether files are driven by io_uring.
     pub(crate) io_uring: IoUring,
 }
@@ -132,25 +150,26 @@ pub(crate) struct Tcp {
     /// When the SUCCESS flag replaces a response capsule.
     pub(crate) c2h_success: Success,
     /// From the accepted connection to the Connect command.
-    pub(crate) connect_timeout: Time,
+    pub(crate) connect_timeout: Spanned<Time>,
     /// For a PDU that has begun, and for data that was asked for.
-    pub(crate) receive_timeout: Time,
+    pub(crate) receive_timeout: Spanned<Time>,
     /// For bytes that the host does not read.
-    pub(crate) send_timeout: Time,
+    pub(crate) send_timeout: Spanned<Time>,
 }
 
 impl Default for Tcp {
     fn default() -> Tcp {
         let spanned = |bytes| Spanned::new(0..0, Size(bytes));
+        let seconds = |seconds| Spanned::new(0..0, Time(Duration::from_secs(seconds)));
         Tcp {
             in_capsule_data: spanned(8 << 10),
             max_transfer: spanned(1 << 20),
             max_io_queues: Spanned::new(0..0, 128),
             queue_depth: Spanned::new(0..0, 128),
             c2h_success: Success::default(),
-            connect_timeout: Time(Duration::from_secs(10)),
-            receive_timeout: Time(Duration::from_secs(30)),
-            send_timeout: Time(Duration::from_secs(30)),
+            connect_timeout: seconds(10),
+            receive_timeout: seconds(30),
+            send_timeout: seconds(30),
         }
     }
 }

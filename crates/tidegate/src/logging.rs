@@ -22,6 +22,8 @@ pub(crate) fn start(logging: &Logging) {
     let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // It would be said on the standard error that has just failed, by a macro that panics then.
+        .log_internal_errors(false)
         .with_writer(Bounded::new(matches!(logging.format, Format::Json)))
         .with_ansi(io::stderr().is_terminal())
         .with_target(false);

@@ -14,11 +14,11 @@ use std::thread;
 
 use anyhow::Context;
 use clap::Args;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use target::configuration::Configuration;
 use tidegate::node::Node;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::config::{self, Config, Source};
 use crate::failure::Failure;
@@ -70,7 +70,11 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         match events.recv().context("the start did not come to an end")? {
             Event::Serving(started) => {
                 let Serving { cores, configuration, node } = started?;
-                banner::print(&config, &cores, &configuration, &node, args.json)?;
+                // Hosts are served all the same.
+                if let Err(error) = banner::print(&config, &cores, &configuration, &node, args.json)
+                {
+                    warn!("what is exported cannot be printed: {error:#}");
+                }
                 serving = Some(node);
             }
             Event::Signal(signal) => {
@@ -92,11 +96,13 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
 
 /// Passes signals on. Called before any other thread starts, so that none of them takes one instead.
 fn watch_signals(events: Sender<Event>) -> Result<(), Failure> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot wait for signals")?;
+    let wanted = [SIGTERM, SIGINT, SIGXFSZ];
+    let mut signals = Signals::new(wanted).context("cannot wait for signals")?;
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
-            for signal in signals.forever() {
+            // A write beyond the limit of file sizes fails like any other; the signal is not to end the process.
+            for signal in signals.forever().filter(|signal| *signal != SIGXFSZ) {
                 if events.send(Event::Signal(signal)).is_err() {
                     break;
                 }
@@ -108,7 +114,10 @@ fn watch_signals(events: Sender<Event>) -> Result<(), Failure> {
 
 /// Opens what the configuration names, and listens.
 fn start(config: &Config, source: &Source) -> Result<Serving, Failure> {
-    let cores = assemble::cores(config)?;
+    if config.subsystems.is_empty() {
+        warn!("the configuration names no subsystem: there is nothing for a host to connect to");
+    }
+    let cores = config.cores().context("cannot ask which cores are allowed")?;
     // What the target itself refuses is found out before devices are opened or made.
     assemble::configuration(config, source, &assemble::Devices::new())?;
     let devices = assemble::devices(config)?;

@@ -94,6 +94,8 @@ pub(crate) struct Acceptor {
     turn: usize,
     /// Set while accepting pauses.
     paused_until: Option<Instant>,
+    /// That descriptors or memory ran out has been said since the last time that nobody waited.
+    said_exhausted: bool,
 }
 
 #[derive(Debug)]
@@ -106,7 +108,13 @@ struct Served {
 impl Acceptor {
     pub(crate) fn new(local: &Local) -> Acceptor {
         let source = local.source();
-        Acceptor { listeners: Slab::new(), source, turn: 0, paused_until: None }
+        Acceptor {
+            listeners: Slab::new(),
+            source,
+            turn: 0,
+            paused_until: None,
+            said_exhausted: false,
+        }
     }
 
     /// Serves `listener` from now on.
@@ -182,9 +190,19 @@ impl Acceptor {
                         counters.accepted.add(1);
                         accepted(socket);
                     }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => served.ready = false,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        served.ready = false;
+                        self.said_exhausted = false;
+                    }
                     Err(error) if is_exhaustion(&error) => {
                         counters.accept_pauses.add(1);
+                        if !self.said_exhausted {
+                            self.said_exhausted = true;
+                            tracing::warn!(
+                                "connections wait to be accepted: {error}; \
+                                 raise the limit of open files (ulimit -n), or connect fewer hosts"
+                            );
+                        }
                         self.paused_until = Some(now + ACCEPT_PAUSE);
                         return left < ACCEPTS_PER_TURN;
                     }

@@ -42,11 +42,12 @@ pub(super) fn open(options: &FileOptions) -> Result<Medium, BlockError> {
     let bytes = options.system("ask the size of", size_of(&file, sort))?;
     if bytes < u64::from(block_size) {
         let problem = format!(
-            "{} holds no block of {block_size} bytes: give it a size, or choose another path",
+            "{} has {bytes} bytes, less than one block of {block_size}: make it larger, or choose another path",
             options.path.display()
         );
         return options.unsuitable(problem);
     }
+    say_what_is_not_served(options, bytes, block_size);
     let disk = match sort {
         Sort::Regular => DiskFacts::default(),
         Sort::BlockDevice => DiskFacts::read(major(facts.st_rdev), minor(facts.st_rdev)),
@@ -210,6 +211,22 @@ fn make_directory(options: &FileOptions, path: &Path) -> Result<(), BlockError> 
     })
 }
 
+/// What a user who looks at the configuration, or at the file, would not expect.
+fn say_what_is_not_served(options: &FileOptions, bytes: u64, block_size: u32) {
+    let (name, path) = (&options.name, options.path.display());
+    if let Some(size) = options.create_size.filter(|size| *size != bytes) {
+        tracing::warn!(
+            "device {name}: {path} has {bytes} bytes already, not {size}: a size is for a file that has to be made"
+        );
+    }
+    let rest = bytes % u64::from(block_size);
+    if rest != 0 {
+        tracing::warn!(
+            "device {name}: the last {rest} bytes of {path} fill no block of {block_size} and are not served"
+        );
+    }
+}
+
 /// Makes a file that is new, or was left empty by a start that was cut short, as long as it is to
 /// be, and its name and size durable.
 fn fill_out(options: &FileOptions, file: &OwnedFd, facts: &Stat) -> Result<(), BlockError> {
@@ -217,7 +234,11 @@ fn fill_out(options: &FileOptions, file: &OwnedFd, facts: &Stat) -> Result<(), B
     else {
         return Ok(());
     };
-    options.system("set the size of", ftruncate(file, size))?;
+    if let Err(errno) = ftruncate(file, size) {
+        // Empty, it would only be in the way of the next attempt.
+        let _ = rustix::fs::unlink(&options.path);
+        return options.system("set the size of", Err(errno));
+    }
     options.system("make durable", fsync(file))?;
     let parent = match options.path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

@@ -133,7 +133,7 @@ proptest! {
 
     #[test]
     fn names_of_the_form_are_accepted(
-        name in "nqn\\.[0-9]{4}-[0-9]{2}\\.[a-z]{1,20}(\\.[a-z]{1,20}){0,3}(:[a-zA-Z0-9._-]{0,50})?",
+        name in "nqn\\.[0-9]{4}-(0[1-9]|1[0-2])\\.[a-z]{1,20}(\\.[a-z]{1,20}){0,3}(:[a-zA-Z0-9._-]{0,50})?",
     ) {
         prop_assume!(!name.starts_with(nvme::nqn::UUID_PREFIX));
         prop_assert!(parse(&name).is_ok());

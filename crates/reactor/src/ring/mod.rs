@@ -21,6 +21,7 @@ mod op;
 
 use std::cell::RefCell;
 use std::fmt;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::{Arc, Once};
@@ -50,8 +51,14 @@ impl Ring {
             Err(error) => {
                 static SAID: Once = Once::new();
                 SAID.call_once(|| {
+                    let limit = match error.kind() {
+                        io::ErrorKind::OutOfMemory => {
+                            "; raise the limit of locked memory (ulimit -l)"
+                        }
+                        _ => "",
+                    };
                     tracing::warn!(
-                        "io_uring cannot be used ({error}); \
+                        "io_uring cannot be used ({error}{limit}); \
                          files are served by worker threads instead, which is slower"
                     );
                 });

@@ -1,5 +1,6 @@
 //! The one way to a new configuration: from the one before, change by change, each checked as it comes.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use nvme::Nqn;
@@ -30,8 +31,8 @@ impl ConfigurationBuilder {
         if address.trsvcid == 0 {
             return refuse("has port 0, which no host can be told; name a port");
         }
-        if address.traddr.is_multicast() {
-            return refuse("is a multicast address; name an address of this machine");
+        if let Some(problem) = unreachable(address.traddr) {
+            return refuse(problem);
         }
         if self.listeners.iter().any(|other| other.id == id) {
             return Err(ConfigurationError::DuplicateListener(id));
@@ -44,6 +45,21 @@ impl ConfigurationBuilder {
         if let Some(other) = self.listeners.iter().find(same) {
             let (one, other) = (other.id, id);
             return Err(ConfigurationError::DuplicateAddress { one, other, address });
+        }
+        // The system lets nobody listen on an address that a wildcard on the same port covers.
+        let covers =
+            |one: IpAddr, other: IpAddr| one.is_unspecified() && one.is_ipv4() == other.is_ipv4();
+        let overlaps = |other: &&Listener| {
+            let (one, other) = (address, other.address);
+            (one.trtype, one.trsvcid) == (other.trtype, other.trsvcid)
+                && (covers(one.traddr, other.traddr) || covers(other.traddr, one.traddr))
+        };
+        if let Some(other) = self.listeners.iter().find(overlaps) {
+            return Err(ConfigurationError::OverlappingAddress {
+                listener: id,
+                address,
+                other: other.address,
+            });
         }
         let at = self.listeners.partition_point(|other| other.id < id);
         self.listeners.insert(at, listener);
@@ -199,5 +215,24 @@ impl ConfigurationBuilder {
         change(&mut subsystem)?;
         *place = Arc::new(subsystem);
         Ok(())
+    }
+}
+
+/// What is wrong with an address that no host can connect to, as the rest of a sentence.
+fn unreachable(address: IpAddr) -> Option<&'static str> {
+    match address {
+        _ if address.is_multicast() => {
+            Some("is a multicast address; name an address of this machine")
+        }
+        IpAddr::V4(address) if address.is_broadcast() => {
+            Some("is the broadcast address; name an address of this machine")
+        }
+        IpAddr::V6(address) if address.to_ipv4_mapped().is_some() => {
+            Some("is an IPv4 address in IPv6's clothes; write it as IPv4")
+        }
+        IpAddr::V6(address) if address.is_unicast_link_local() => {
+            Some("is a link-local address, which means nothing without an interface; name another")
+        }
+        _ => None,
     }
 }

@@ -159,6 +159,18 @@ pub enum ConfigurationError {
         /// Their address.
         address: TransportAddress,
     },
+    /// A wildcard and an address that it covers, on one port.
+    #[error(
+        "listener {listener}: {address} and {other} overlap; the wildcard serves both, remove the other"
+    )]
+    OverlappingAddress {
+        /// The new one.
+        listener: ListenerId,
+        /// Its address.
+        address: TransportAddress,
+        /// The address of the one that was there.
+        other: TransportAddress,
+    },
     /// An address that no host could be told to connect to.
     #[error("listener {listener}: address {address} {problem}")]
     Address {

@@ -62,7 +62,6 @@ fn each_wrong_field_is_named() {
         (bend(&|attempt| attempt.data.cntlid.set(1)), ConnectField::ControllerId),
         (bend(&|attempt| attempt.data.hostid = [0; 16]), ConnectField::HostId),
         (bend(&|attempt| attempt.data.hostnqn = [b'a'; 256]), ConnectField::HostNqn),
-        (bend(&|attempt| attempt.data.hostnqn = [0; 256]), ConnectField::HostNqn),
         (bend(&|attempt| attempt.data.subnqn = [b'n'; 256]), ConnectField::SubsystemNqn),
         (Attempt::admin().subsystem("nqn.2026-11.io.example:none"), ConnectField::SubsystemNqn),
         (bend_io(&|attempt| attempt.command.sqsize = 128), ConnectField::QueueSize),
@@ -93,6 +92,25 @@ fn an_io_queue_needs_an_enabled_controller_and_a_free_number() {
     world.connect(wire, &Attempt::io(cntlid, 1)).failed(Status::INVALID_QUEUE_ID);
     world.connect(wire, &Attempt::io(cntlid, 2)).ok();
     world.connect(wire, &Attempt::io(cntlid, 3)).failed(Status::COMMAND_SEQUENCE_ERROR.with_dnr());
+}
+
+#[test]
+fn a_host_without_a_name_is_known_by_its_identifier() {
+    let device = TestDevice::new("disk0", 64);
+    let by_uuid = "nqn.2014-08.org.nvmexpress:uuid:01010101-0101-0101-0101-010101010101";
+    let options =
+        SubsystemOptions { hosts: Hosts::from_iter([nqn(by_uuid)]), ..SubsystemOptions::default() };
+    let mut world = World::new(1);
+    world.configure(&configuration_with(&[(1, &device)], options), &[&device]);
+    let nameless = |id| {
+        let mut attempt = Attempt::admin().host(HOST, id);
+        attempt.data.hostnqn = [0; 256];
+        attempt
+    };
+    let wire = world.open(0);
+    world.connect(wire, &nameless(2)).failed(Status::CONNECT_INVALID_HOST.with_dnr());
+    let wire = world.open(0);
+    world.connect(wire, &nameless(1)).ok();
 }
 
 #[test]

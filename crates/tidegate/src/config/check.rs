@@ -1,16 +1,21 @@
 //! Checks of a parsed configuration, before anything is created.
 
+mod devices;
+
 use std::collections::{BTreeMap, HashSet};
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf, absolute};
+use std::io;
+use std::net::{IpAddr, UdpSocket};
 
 use rustix::thread::CpuSet;
 use toml::Spanned;
 
-use super::{Config, ConfigError, Device, DeviceKind, Source, Subsystem, Tcp, nqn};
+use super::quantity::Size;
+use super::{Config, ConfigError, Device, Source, Subsystem, Tcp, nqn};
 
 /// Namespaces of one subsystem.
 const MAX_NAMESPACES: usize = 1024;
+/// Bytes of one reactor's pool, whose slabs are numbered by 16 bits.
+const MAX_POOL: u64 = (u16::MAX as u64) * (memory::SLAB_SIZE as u64);
 
 type Check = Result<(), ConfigError>;
 
@@ -18,16 +23,8 @@ type Check = Result<(), ConfigError>;
 pub(super) fn check(config: &Config, source: &Source) -> Check {
     reactors(config, source)?;
     tcp(&config.transports.tcp, source)?;
-    let per_reactor = &config.memory.per_reactor;
-    let max_transfer = config.transports.tcp.max_transfer.get_ref().0;
-    if per_reactor.get_ref().0 < 2 * max_transfer {
-        return Err(source.error(
-            per_reactor.span(),
-            "memory.per_reactor",
-            format_args!("must hold two commands of transports.tcp.max_transfer ({max_transfer} bytes) at least"),
-        ));
-    }
-    devices(&config.devices, source)?;
+    memory(config, source)?;
+    devices::check(&config.devices, source)?;
     let mut names = HashSet::new();
     for (index, entry) in config.subsystems.iter().enumerate() {
         let key = format!("subsystems[{index}]");
@@ -39,6 +36,38 @@ pub(super) fn check(config: &Config, source: &Source) -> Check {
         }
     }
     Ok(())
+}
+
+fn memory(config: &Config, source: &Source) -> Check {
+    let per_reactor = &config.memory.per_reactor;
+    let refused = |problem| Err(source.error(per_reactor.span(), "memory.per_reactor", problem));
+    let bytes = per_reactor.get_ref().0;
+    let max_transfer = config.transports.tcp.max_transfer.get_ref().0;
+    if bytes < 2 * max_transfer {
+        return refused(format!(
+            "must hold two commands of transports.tcp.max_transfer ({max_transfer} bytes) at least"
+        ));
+    }
+    if bytes > MAX_POOL {
+        return refused(format!("is more than a pool may have, {}", Size(MAX_POOL)));
+    }
+    // Where the system does not say which cores are allowed, the start will fail for that.
+    let reactors = config.cores().map_or(1, |cores| cores.len() as u64);
+    let machine = machine_memory();
+    if bytes.saturating_mul(reactors) > machine {
+        return refused(format!(
+            "{} for each of {reactors} reactors is more than the memory of this machine, {} MiB",
+            Size(bytes),
+            machine >> 20
+        ));
+    }
+    Ok(())
+}
+
+/// Bytes of memory that this machine has.
+fn machine_memory() -> u64 {
+    let facts = rustix::system::sysinfo();
+    facts.totalram.saturating_mul(facts.mem_unit.into())
 }
 
 fn reactors(config: &Config, source: &Source) -> Check {
@@ -58,13 +87,13 @@ fn reactors(config: &Config, source: &Source) -> Check {
             }
         }
     }
-    for core in config.reactors.idle_by_core.keys() {
-        let known = core
-            .parse::<usize>()
-            .is_ok_and(|core| cores.is_none_or(|cores| cores.get_ref().contains(&core)));
-        if !known {
+    let used = config.cores().unwrap_or_default();
+    for (core, idle) in &config.reactors.idle_by_core {
+        if !used.iter().any(|used| used.to_string() == *core) {
             let key = format!("reactors.idle_by_core.{core}");
-            return Err(source.error(0..0, key, "is not the number of a core in reactors.cores"));
+            let used: Vec<_> = used.iter().map(usize::to_string).collect();
+            let problem = format!("no reactor runs there: they run on {}", used.join(", "));
+            return Err(source.error(idle.span(), key, problem));
         }
     }
     Ok(())
@@ -96,90 +125,18 @@ fn tcp(tcp: &Tcp, source: &Source) -> Check {
             return Err(source.error(count.span(), format!("transports.tcp.{key}"), problem));
         }
     }
-    Ok(())
-}
-
-fn devices(devices: &BTreeMap<String, Spanned<Device>>, source: &Source) -> Check {
-    // What each file is, however its path is written; whether it is only read.
-    let mut files: BTreeMap<PathBuf, (&str, bool)> = BTreeMap::new();
-    for (name, entry) in devices {
-        device(entry, &format!("devices.{name}"), source)?;
-        let Device { path, read_only, .. } = entry.get_ref();
-        let Some(path) = path else { continue };
-        let refused = |problem: String| {
-            Err(source.error(path.span(), format!("devices.{name}.path"), problem))
-        };
-        let shown = path.get_ref().display();
-        let file = match path.get_ref().canonicalize().or_else(|_| absolute(path.get_ref())) {
-            Ok(file) => file,
-            Err(error) => return refused(format!("{shown}: {error}")),
-        };
-        // Readers share a file; a writer locks it.
-        if let Some((other, other_reads)) = files.insert(file, (name, *read_only))
-            && !(*read_only && other_reads)
-        {
-            return refused(format!(
-                "{shown} is the file of device {other} too: one file, one device"
-            ));
+    let times = [
+        ("connect_timeout", &tcp.connect_timeout),
+        ("receive_timeout", &tcp.receive_timeout),
+        ("send_timeout", &tcp.send_timeout),
+    ];
+    for (key, time) in times {
+        if time.get_ref().0.is_zero() {
+            let problem = "must be above 0: no host could keep to it";
+            return Err(source.error(time.span(), format!("transports.tcp.{key}"), problem));
         }
     }
     Ok(())
-}
-
-fn device(entry: &Spanned<Device>, key: &str, source: &Source) -> Check {
-    let device = entry.get_ref();
-    if let Some(block_size) = &device.block_size
-        && !matches!(block_size.get_ref(), 512 | 4096)
-    {
-        let key = format!("{key}.block_size");
-        return Err(source.error(block_size.span(), key, "must be 512 or 4096"));
-    }
-    let block_size = u64::from(device.block_size.as_ref().map_or(4096, |size| *size.get_ref()));
-    if let Some(size) = &device.size
-        && (size.get_ref().0 == 0 || !size.get_ref().0.is_multiple_of(block_size))
-    {
-        let problem = format!("must be a multiple of the block size, {block_size} bytes, above 0");
-        return Err(source.error(size.span(), format!("{key}.size"), problem));
-    }
-    match (device.kind, &device.path, &device.size) {
-        (DeviceKind::File, None, _) => {
-            Err(source.error(entry.span(), format!("{key}.path"), "is missing: a file needs one"))
-        }
-        (DeviceKind::File, Some(path), size) => {
-            file(path.get_ref(), size.is_some(), device.read_only)
-                .map_err(|problem| source.error(path.span(), format!("{key}.path"), problem))
-        }
-        (DeviceKind::Null | DeviceKind::Ram, Some(path), _) => {
-            let problem = "belongs to a file, not to memory: leave it out, or set kind = \"file\"";
-            Err(source.error(path.span(), format!("{key}.path"), problem))
-        }
-        (DeviceKind::Null | DeviceKind::Ram, None, None) => {
-            Err(source.error(entry.span(), format!("{key}.size"), "is missing"))
-        }
-        (DeviceKind::Null | DeviceKind::Ram, None, Some(_)) => Ok(()),
-    }
-}
-
-/// Whether the file is there or can be made; nothing is made yet.
-fn file(path: &Path, may_create: bool, read_only: bool) -> Result<(), String> {
-    let shown = path.display();
-    match path.metadata() {
-        Ok(metadata) if metadata.is_dir() => {
-            Err(format!("{shown} is a directory: name a file in it"))
-        }
-        Ok(metadata) if metadata.is_file() || metadata.file_type().is_block_device() => Ok(()),
-        Ok(_) => Err(format!("{shown} is neither a regular file nor a block device: name one")),
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(format!("{shown}: {error}"))
-        }
-        Err(_) if read_only => {
-            Err(format!("{shown} does not exist, and a read-only device cannot create it"))
-        }
-        Err(_) if may_create => Ok(()),
-        Err(_) => {
-            Err(format!("{shown} does not exist: create it, or give a size to have it created"))
-        }
-    }
 }
 
 fn subsystem(
@@ -214,6 +171,13 @@ fn subsystem(
         let problem = "is empty: a subsystem needs an address to be reached at";
         return Err(source.error(entry.span(), format!("{key}.listeners"), problem));
     }
+    for (index, listener) in subsystem.listeners.iter().enumerate() {
+        let address = listener.get_ref().address;
+        if let Err(problem) = reachable(address) {
+            let key = format!("{key}.listeners[{index}].address");
+            return Err(source.error(listener.span(), key, problem));
+        }
+    }
     if subsystem.namespaces.len() > MAX_NAMESPACES {
         let problem = format!("has more than {MAX_NAMESPACES} entries");
         return Err(source.error(entry.span(), format!("{key}.namespaces"), problem));
@@ -243,4 +207,14 @@ fn subsystem(
         }
     }
     Ok(())
+}
+
+/// Whether this machine has the address. What nobody could listen on is the target's own to refuse.
+fn reachable(address: IpAddr) -> Result<(), String> {
+    match UdpSocket::bind((address, 0)) {
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Err(format!(
+            "{address} is no address of this machine: name one of its own, or 0.0.0.0 or :: for all"
+        )),
+        _ => Ok(()),
+    }
 }

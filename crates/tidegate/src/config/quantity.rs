@@ -10,7 +10,10 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Size(pub(crate) u64);
 
-/// A length of time: `ns`, `us`, `ms`, `s`, `min`.
+/// The longest time that is taken: beyond it there are only slips, and sums with the clock stay far from overflow.
+const LONGEST: Duration = Duration::from_hours(365 * 24);
+
+/// A length of time: `ns`, `us`, `ms`, `s`, `min`; a year at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Time(pub(crate) Duration);
 
@@ -59,6 +62,9 @@ impl FromStr for Time {
             "min" => Duration::from_secs(number.checked_mul(60).ok_or_else(wrong)?),
             _ => return Err(wrong()),
         };
+        if duration > LONGEST {
+            return Err(format!("{text:?} is more than a year"));
+        }
         Ok(Time(duration))
     }
 }

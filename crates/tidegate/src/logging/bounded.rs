@@ -62,7 +62,8 @@ impl Window {
     }
 }
 
-/// Where one line goes.
+/// Where one line goes. It never fails: where standard error cannot be written to (a full disk, a reader that has
+/// ended) there is nobody to tell, and the daemon goes on.
 #[derive(Debug)]
 pub(super) enum Line {
     Written(io::Stderr),
@@ -72,16 +73,16 @@ pub(super) enum Line {
 impl Write for Line {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Line::Written(stderr) => stderr.write(bytes),
+            Line::Written(stderr) => Ok(stderr.write(bytes).unwrap_or(bytes.len())),
             Line::LeftOut => Ok(bytes.len()),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Line::Written(stderr) => stderr.flush(),
-            Line::LeftOut => Ok(()),
+        if let Line::Written(stderr) = self {
+            let _ = stderr.flush();
         }
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use block::BlockDevice;
 use block::file::{Direct, FileDevice, FileOptions};
 use block::null::NullDevice;
@@ -14,7 +14,6 @@ use block::ram::{RamDevice, RamOptions};
 use memory::Hugepages;
 use nvme::address::{TransportAddress, TransportType};
 use reactor::{IdlePolicy, ReactorConfig, RingChoice};
-use rustix::thread::{CpuSet, sched_getaffinity};
 use target::configuration::{
     Configuration, Hosts, Limits, Listener, ListenerId, NamespaceOptions, Reach, SubsystemOptions,
 };
@@ -31,19 +30,7 @@ use crate::config::{
 /// the kernel holds both for a while, and its last writes may still be landing.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Reactors without a list of cores.
-const DEFAULT_REACTORS: usize = 4;
-
 pub(super) type Devices = BTreeMap<String, Arc<dyn BlockDevice>>;
-
-/// The cores to run reactors on.
-pub(super) fn cores(config: &Config) -> anyhow::Result<Vec<usize>> {
-    if let Some(cores) = &config.reactors.cores {
-        return Ok(cores.get_ref().clone());
-    }
-    let allowed = sched_getaffinity(None).context("cannot ask which cores are allowed")?;
-    Ok((0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).take(DEFAULT_REACTORS).collect())
-}
 
 /// The node's threads, memory and limits.
 pub(super) fn node(config: &Config, cores: &[usize]) -> NodeConfig {
@@ -51,9 +38,10 @@ pub(super) fn node(config: &Config, cores: &[usize]) -> NodeConfig {
         .iter()
         .map(|&core| {
             let own = config.reactors.idle_by_core.get(&core.to_string());
+            let own = own.map_or(config.reactors.idle, |own| *own.get_ref());
             ReactorConfig {
                 core: Some(core),
-                idle: idle(*own.unwrap_or(&config.reactors.idle), config),
+                idle: idle(own, config),
                 ring: match config.reactors.io_uring {
                     IoUring::Auto => RingChoice::default(),
                     IoUring::Never => RingChoice::Forbidden,
@@ -79,16 +67,16 @@ pub(super) fn node(config: &Config, cores: &[usize]) -> NodeConfig {
                 Success::Off => SuccessFlag::Never,
             },
             timeouts: Timeouts {
-                negotiation: tcp.connect_timeout.0,
-                pdu: tcp.receive_timeout.0,
-                data: tcp.receive_timeout.0,
-                send: tcp.send_timeout.0,
+                negotiation: tcp.connect_timeout.get_ref().0,
+                pdu: tcp.receive_timeout.get_ref().0,
+                data: tcp.receive_timeout.get_ref().0,
+                send: tcp.send_timeout.get_ref().0,
                 ..Timeouts::default()
             },
             ..TcpConfig::default()
         },
         limits: target::ShardLimits {
-            connect_timeout: tcp.connect_timeout.0,
+            connect_timeout: tcp.connect_timeout.get_ref().0,
             ..target::ShardLimits::default()
         },
     }

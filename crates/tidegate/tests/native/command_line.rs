@@ -143,6 +143,7 @@ fn a_refused_configuration_names_file_line_and_key_and_creates_nothing() {
         fs::create_dir(folder.path().join("directory")).unwrap();
         let fifo = folder.path().join("fifo");
         assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        fs::write(folder.path().join("small"), [0; 100]).unwrap();
         write_config(folder.path(), GOOD);
         content(folder.path())
     };
@@ -164,6 +165,18 @@ fn a_refused_configuration_names_file_line_and_key_and_creates_nothing() {
         ("new/more.img", "new/disk.img", 9, "new/disk.img"),
         ("new/more.img", "new/./disk.img", 9, "disk.img"),
         ("new/more.img", "tidegate.toml/x", 9, "tidegate.toml/x"),
+        ("new/more.img", "directory/../new/disk.img", 9, "disk.img"),
+        ("new/more.img", "missing/../new/disk.img", 9, "disk.img"),
+        ("new/more.img", "", 9, "path"),
+        ("new/more.img", "small", 9, "small"),
+        ("size = \"1MiB\"\n\n[devices.more]", "size = \"8388608TiB\"\n\n[devices.more]", 5, "2^63"),
+        (
+            "[devices.disk]",
+            "shutdown_timeout = \"9223372036854775807s\"\n[devices.disk]",
+            2,
+            "year",
+        ),
+        ("nqn.2026-11.io.tidegate:test", "nqn.2026-13.io.tidegate:test", 13, "nqn"),
         ("nqn.2026-11.io.tidegate:test", "nqn.26.io.tidegate:test", 13, "nqn"),
         ("nqn.2026-11.io.tidegate:test", "nqn.2014-08.org.nvmexpress.discovery", 13, "nqn"),
         ("nqn.2026-11.io.tidegate:host", "host", 15, "hosts"),
@@ -182,6 +195,11 @@ fn a_refused_configuration_names_file_line_and_key_and_creates_nothing() {
         ("127.0.0.1", "127.0.0.300", 20, "address"),
         ("127.0.0.1", "localhost", 20, "address"),
         ("127.0.0.1", "224.0.0.1", 20, "224.0.0.1"),
+        ("127.0.0.1", "255.255.255.255", 20, "broadcast"),
+        ("127.0.0.1", "203.0.113.9", 20, "no address of this machine"),
+        ("127.0.0.1", "fe80::1", 20, "link-local"),
+        ("127.0.0.1", "::ffff:127.0.0.1", 20, "IPv4"),
+        ("4499 }", "4499 }, { address = \"0.0.0.0\", port = 4499 }", 20, "overlap"),
         ("4499", "70000", 20, "port"),
         ("4499", "0", 20, "port"),
         ("\"tcp\"", "\"rdma\"", 20, "transport"),
@@ -193,6 +211,31 @@ fn a_refused_configuration_names_file_line_and_key_and_creates_nothing() {
             "[memory]\nper_reactor = \"1MiB\"\n[transports.tcp]",
             23,
             "per_reactor",
+        ),
+        (
+            "[transports.tcp]",
+            "[memory]\nper_reactor = \"1TiB\"\n[transports.tcp]",
+            23,
+            "per_reactor",
+        ),
+        (
+            "[transports.tcp]",
+            "[memory]\nper_reactor = 18446744073709551615\n[transports.tcp]",
+            23,
+            "per_reactor",
+        ),
+        ("max_transfer = \"1MiB\"", "connect_timeout = \"0s\"", 23, "connect_timeout"),
+        (
+            "[transports.tcp]",
+            "[reactors]\nidle_by_core = { 5000 = \"poll\" }\n[transports.tcp]",
+            23,
+            "idle_by_core.5000",
+        ),
+        (
+            "[transports.tcp]",
+            "[reactors]\nidle_by_core = { 00 = \"poll\" }\n[transports.tcp]",
+            23,
+            "idle_by_core.00",
         ),
         ("[transports.tcp]", "[reactors]\ncores = []\n[transports.tcp]", 23, "cores"),
         ("[transports.tcp]", "[reactors]\nidle = \"doze\"\n[transports.tcp]", 23, "idle"),
