@@ -1,5 +1,6 @@
 //! How a command fails: one line, and an exit status.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::config::ConfigError;
@@ -20,11 +21,11 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 }
 
 impl Failure {
-    /// Prints the one line; the status to exit with.
+    /// Prints the one line; the status to exit with, which tells what there is to tell if standard error takes nothing.
     pub(crate) fn report(&self) -> ExitCode {
         // Causes follow their effects, separated by colons; no layer repeats the one below.
         let line = format!("{:#}", self.0).replace('\n', " ");
-        eprintln!("tidegate: {line}");
+        let _ = writeln!(io::stderr().lock(), "tidegate: {line}");
         if self.0.is::<WrongInvocation>() || self.0.is::<ConfigError>() {
             ExitCode::from(2)
         } else {

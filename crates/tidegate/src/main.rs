@@ -17,7 +17,7 @@ mod serve;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match cli::parse().and_then(cli::Command::run) {
+    match cli::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }

@@ -1,19 +1,30 @@
-//! What the client commands print: text for people, or JSON with `--json`.
+//! What the commands print to standard output: text for people, or JSON with `--json`.
 
+use anyhow::Context;
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{self, Write};
 
-/// Writes `value` to standard output. That nobody reads on (`| head`) is no failure.
+/// Writes `value` to standard output.
 pub(crate) fn print<T: Serialize + Display>(value: &T, json: bool) -> anyhow::Result<()> {
-    let text = if json {
-        format!("{}\n", serde_json::to_string_pretty(value)?)
-    } else {
-        value.to_string()
-    };
+    if json { write_json(value) } else { write(value.to_string().as_bytes()) }
+}
+
+fn write_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
+    write(format!("{}\n", serde_json::to_string_pretty(value)?).as_bytes())
+}
+
+/// Writes to standard output. That nobody reads on (`| head`) is no failure.
+pub(crate) fn write(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    written(out.write_all(bytes).and_then(|()| out.flush()))
+}
+
+/// What became of writing to standard output.
+pub(crate) fn written(result: io::Result<()>) -> anyhow::Result<()> {
+    match result {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => Ok(result?),
+        result => result
+            .context("cannot write to standard output, make room there or send it elsewhere"),
     }
 }

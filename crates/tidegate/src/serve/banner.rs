@@ -2,16 +2,15 @@
 //! what to type next.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use anyhow::Context;
 use serde_json::{Value, json};
 use target::configuration::{Configuration, Listener, Subsystem};
 use tidegate::node::Node;
 
 use crate::config::quantity::Size;
 use crate::config::{Config, Idle};
+use crate::output;
 
 /// Prints it to standard output.
 pub(super) fn print(
@@ -26,8 +25,7 @@ pub(super) fn print(
     } else {
         text(config, cores, configuration, node)
     };
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
+    output::write(text.as_bytes())
 }
 
 fn text(config: &Config, cores: &[usize], configuration: &Configuration, node: &Node) -> String {

@@ -1,5 +1,7 @@
 //! The command line: what is refused how, that nothing is created then, and that what is offered is there.
 
+mod failures;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
