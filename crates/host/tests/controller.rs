@@ -158,6 +158,13 @@ fn a_silent_peer_costs_no_more_than_the_timeout() {
 }
 
 #[test]
+fn a_timeout_beyond_the_clock_is_a_long_one() {
+    let stub = Stub::start(Script::default());
+    let options = ConnectOptions { timeout: Duration::MAX, ..options(stub.address) };
+    Controller::connect(options).unwrap().shutdown().unwrap();
+}
+
+#[test]
 fn a_peer_that_is_not_nvme_is_recognised() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

@@ -56,7 +56,7 @@ pub(crate) struct ConnectionArgs {
     keep_alive_tmo: Duration,
 
     /// Longest wait for a connection and for each admin command, in seconds or with a unit
-    #[arg(long, value_name = "TIME", default_value = "10", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", default_value = "10", value_parser = some_seconds)]
     timeout: Duration,
 }
 
@@ -85,10 +85,21 @@ impl ConnectionArgs {
     }
 }
 
-/// A time as nvme-cli and fio take it, in whole seconds, or a number with a unit.
+/// Beyond any use of a time here, and within what the clock and the Keep Alive Timeout (32 bits of milliseconds) hold.
+const TIME_MAX: Duration = Duration::from_hours(30 * 24);
+
+/// A time as nvme-cli and fio take it, in whole seconds, or a number with a unit; zero stands for none.
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
-    match text.parse::<u64>() {
-        Ok(seconds) => Ok(Duration::from_secs(seconds)),
-        Err(_) => text.parse::<Time>().map(|time| time.0),
-    }
+    let time = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => text.parse::<Time>()?.0,
+    };
+    if time > TIME_MAX { Err("at most 30 days (43200min)".to_owned()) } else { Ok(time) }
+}
+
+/// The same where zero would be of no use.
+pub(crate) fn some_seconds(text: &str) -> Result<Duration, String> {
+    seconds(text).and_then(|time| {
+        if time.is_zero() { Err("must be more than zero".to_owned()) } else { Ok(time) }
+    })
 }

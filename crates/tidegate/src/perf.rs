@@ -14,7 +14,7 @@ mod report;
 mod workload;
 
 use crate::config::quantity::{Size, Time};
-use crate::connection::{ConnectionArgs, seconds};
+use crate::connection::{ConnectionArgs, some_seconds};
 use crate::failure::WrongInvocation;
 use crate::output;
 use anyhow::{Context, bail, ensure};
@@ -86,7 +86,7 @@ pub(crate) struct PerfArgs {
     rwmixread: u8,
 
     /// How long to run, in seconds or with a unit [default: 10s, or until --number-ios are done, or one pass with --verify]
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", value_parser = some_seconds)]
     runtime: Option<Duration>,
 
     /// Do so many I/Os per job at most
@@ -475,7 +475,18 @@ mod tests {
             "--rwmixread 101",
             "--rw append",
             "--rate 0",
+            "--rate 4294967296",
             "--runtime soon",
+            "--runtime 0",
+            "--runtime 31d",
+            "--runtime 2592001",
+            "--runtime 18446744073709551615",
+            "--timeout 0",
+            "--timeout 0ms",
+            "--timeout 18446744073709551615",
+            "--keep-alive-tmo 307445734561825860min",
+            "--spin 307445734561825861min",
+            "--size 18446744073709551616",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

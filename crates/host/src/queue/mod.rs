@@ -26,6 +26,13 @@ const SLICES: usize = 128;
 /// Slices of a call that sends one or two commands, or any number without data.
 const FEW_SLICES: usize = 4;
 
+/// When a wait that begins now ends. One that the clock cannot count ends in a century instead.
+pub(crate) fn deadline_after(timeout: Duration) -> Instant {
+    let now = Instant::now();
+    let century = Duration::from_hours(100 * 365 * 24);
+    now.checked_add(timeout).or_else(|| now.checked_add(century)).unwrap_or(now)
+}
+
 /// See the module's description.
 #[derive(Debug)]
 pub struct Queue {
@@ -41,7 +48,7 @@ impl Queue {
         settings: Settings,
         timeout: Duration,
     ) -> Result<Self, HostError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline_after(timeout);
         let mut queue =
             Self { machine: Machine::new(settings), socket: Socket::connect(address, timeout)? };
         while !queue.machine.is_open() {
@@ -190,7 +197,7 @@ impl Queue {
         timeout: Duration,
         what: &'static str,
     ) -> Result<Completion, HostError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline_after(timeout);
         self.submit(slot, sqe, transfer)?;
         loop {
             if let Some(completion) = self.machine.take_completion(slot) {
