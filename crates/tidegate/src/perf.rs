@@ -153,10 +153,7 @@ struct Layout {
 
 /// Runs it. The error is a failure to measure, or that something was found wrong; the report is printed before.
 pub(crate) fn run(args: &PerfArgs) -> anyhow::Result<()> {
-    ensure!(
-        args.verify.is_none() && args.verify_state.is_none() || !args.rw.trims(),
-        wrong!("--verify has nothing to check with --rw {}", args.rw.name())
-    );
+    check(args)?;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         // The first one ends the run with its report, the second one at once.
@@ -182,7 +179,7 @@ pub(crate) fn run(args: &PerfArgs) -> anyhow::Result<()> {
     let report = Report::new(args, &layout, &controller, &outcomes)?;
     output::print(&report, args.json)?;
     if let Some(path) = &args.plot {
-        plot::draw(path, &report).with_context(|| format!("--plot {}", path.display()))?;
+        plot::draw(path, &report)?;
     }
 
     if let Some(error) = outcomes.into_iter().find_map(|outcome| outcome.error) {
@@ -194,6 +191,29 @@ pub(crate) fn run(args: &PerfArgs) -> anyhow::Result<()> {
     // The figures stand whether or not the controller shuts down in order.
     let _ = controller.shutdown();
     report.verdict()
+}
+
+/// Refuses what no target could make right.
+fn check(args: &PerfArgs) -> anyhow::Result<()> {
+    let verifies = args.verify.is_some() || args.verify_state.is_some();
+    let rw = args.rw.name();
+    ensure!(
+        !verifies || !args.rw.trims(),
+        wrong!("--verify has nothing to check with --rw {rw}")
+    );
+    if let Some(path) = &args.plot {
+        ensure!(
+            !verifies || !args.rw.only_reads(),
+            wrong!("--plot has nothing to draw: --rw {rw} with --verify-state only checks")
+        );
+        plot::check(path).map_err(|error| {
+            wrong!(
+                "cannot write --plot {}, name a file in a folder that you may write to: {error}",
+                path.display()
+            )
+        })?;
+    }
+    Ok(())
 }
 
 /// Fits sizes to the namespace.

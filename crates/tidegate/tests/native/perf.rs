@@ -220,9 +220,9 @@ fn damage_behind_the_targets_back_is_found_and_named() {
             (10, "corrupt", "corrupt: byte 64 and on is not what any run wrote"),
         ]
     );
-    // A drawing needs figures, and a run that only verified has none.
+    // A drawing needs figures, and a run that only verifies has none.
     let (code, _, stderr) = site.run(&format!("{check} --plot nothing.svg"));
-    assert_eq!(code, 1);
+    assert_eq!(code, 2);
     assert!(stderr.contains("nothing to draw"), "{stderr}");
 }
 
@@ -330,4 +330,19 @@ fn a_plot_is_a_drawing() {
     );
     let drawing = fs::read_to_string(site.path("latency.svg")).unwrap();
     assert!(drawing.starts_with("<svg") && drawing.contains("polyline"));
+}
+
+#[test]
+fn a_plot_that_cannot_be_written_is_refused_before_the_run() {
+    let site = Site::new();
+    // Nothing serves: the refusal comes before anyone is asked.
+    for plot in ["missing/latency.svg", "."] {
+        let (code, _, stderr) = site.run(&format!("--plot {plot}"));
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains(&format!("--plot {plot}")), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+    // One that can be is not there before the run.
+    assert_eq!(site.run("--plot latency.svg").0, 1);
+    assert!(!site.path("latency.svg").exists());
 }
