@@ -23,13 +23,16 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 impl Failure {
     /// Prints the one line; the status to exit with, which tells what there is to tell if standard error takes nothing.
     pub(crate) fn report(&self) -> ExitCode {
-        // Causes follow their effects, separated by colons; no layer repeats the one below.
-        let line = format!("{:#}", self.0).replace('\n', " ");
-        let _ = writeln!(io::stderr().lock(), "tidegate: {line}");
+        let _ = writeln!(io::stderr().lock(), "tidegate: {}", line(&self.0));
         if self.0.is::<WrongInvocation>() || self.0.is::<ConfigError>() {
             ExitCode::from(2)
         } else {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error in one line: causes follow their effects, separated by colons; no layer repeats the one below.
+pub(crate) fn line(error: &anyhow::Error) -> String {
+    format!("{error:#}").replace('\n', " ")
 }

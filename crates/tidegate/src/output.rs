@@ -1,9 +1,30 @@
 //! What the commands print to standard output: text for people, or JSON with `--json`.
 
+use crate::failure;
 use anyhow::Context;
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{self, Write};
+
+/// Prints what a command found out, or passes on why it did not, as [`told`] does.
+pub(crate) fn conclude<T: Serialize + Display>(
+    result: anyhow::Result<T>,
+    json: bool,
+) -> anyhow::Result<()> {
+    told(result, json).and_then(|value| print(&value, json))
+}
+
+/// Passes on what became of a command. With `json` a failure is printed as well, so that a program which reads standard output
+/// always finds an object there, with an `error` if and only if there was one.
+pub(crate) fn told<T>(result: anyhow::Result<T>, json: bool) -> anyhow::Result<T> {
+    if let Err(error) = &result
+        && json
+    {
+        // The failure stands, whether or not it could be printed.
+        let _ = write_json(&serde_json::json!({ "error": failure::line(error) }));
+    }
+    result
+}
 
 /// Writes `value` to standard output.
 pub(crate) fn print<T: Serialize + Display>(value: &T, json: bool) -> anyhow::Result<()> {
@@ -24,7 +45,8 @@ pub(crate) fn write(bytes: &[u8]) -> anyhow::Result<()> {
 pub(crate) fn written(result: io::Result<()>) -> anyhow::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result
-            .context("cannot write to standard output, make room there or send it elsewhere"),
+        result => {
+            result.context("cannot write to standard output, make room there or send it elsewhere")
+        }
     }
 }

@@ -15,7 +15,7 @@ mod workload;
 
 use crate::config::quantity::{Size, Time};
 use crate::connection::{ConnectionArgs, some_seconds};
-use crate::failure::WrongInvocation;
+use crate::failure::{self, WrongInvocation};
 use crate::output;
 use anyhow::{Context, bail, ensure};
 use clap::Args;
@@ -151,8 +151,14 @@ struct Layout {
     namespace_bytes: u64,
 }
 
-/// Runs it. The error is a failure to measure, or that something was found wrong; the report is printed before.
+/// Runs it and prints the report. The error is a failure to measure, or that something was found wrong.
 pub(crate) fn run(args: &PerfArgs) -> anyhow::Result<()> {
+    let (report, result) = output::told(measure(args), args.json)?;
+    result.and(output::print(&report, args.json))
+}
+
+/// The report, and what it says of success. The error is that there are no figures.
+fn measure(args: &PerfArgs) -> anyhow::Result<(Report, anyhow::Result<()>)> {
     check(args)?;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -176,31 +182,24 @@ pub(crate) fn run(args: &PerfArgs) -> anyhow::Result<()> {
     let shared = Shared::new();
     let jobs = make_jobs(args, &layout, ledger.as_ref(), &mut controller, &shared)?;
     let (outcomes, watch_error) = watch(args, &mut controller, &shared, jobs, &stop)?;
-    let report = Report::new(args, &layout, &controller, &outcomes)?;
-    output::print(&report, args.json)?;
-    if let Some(path) = &args.plot {
-        plot::draw(path, &report)?;
+    let mut report = Report::new(args, &layout, &controller, &outcomes)?;
+    let failed = outcomes.into_iter().find_map(|outcome| outcome.error).or(watch_error);
+    let run = failed.map_or(Ok(()), Err);
+    if run.is_ok() {
+        // The figures stand whether or not the controller shuts down in order.
+        let _ = controller.shutdown();
     }
-
-    if let Some(error) = outcomes.into_iter().find_map(|outcome| outcome.error) {
-        return Err(error);
-    }
-    if let Some(error) = watch_error {
-        return Err(error);
-    }
-    // The figures stand whether or not the controller shuts down in order.
-    let _ = controller.shutdown();
-    report.verdict()
+    let drawn = args.plot.as_deref().map_or(Ok(()), |path| plot::draw(path, &report));
+    let result = run.and_then(|()| report.verdict()).and(drawn);
+    report.error = result.as_ref().err().map(failure::line);
+    Ok((report, result))
 }
 
 /// Refuses what no target could make right.
 fn check(args: &PerfArgs) -> anyhow::Result<()> {
     let verifies = args.verify.is_some() || args.verify_state.is_some();
     let rw = args.rw.name();
-    ensure!(
-        !verifies || !args.rw.trims(),
-        wrong!("--verify has nothing to check with --rw {rw}")
-    );
+    ensure!(!verifies || !args.rw.trims(), wrong!("--verify has nothing to check with --rw {rw}"));
     if let Some(path) = &args.plot {
         ensure!(
             !verifies || !args.rw.only_reads(),

@@ -97,20 +97,29 @@ fn acknowledged(state: &Path) -> usize {
     entries.filter(|entry| entry[..4] != [0; 4]).count()
 }
 
-/// A relay to `port` that once makes zeroes of the data of a read, if that is `length` bytes, when told to.
+/// A relay to `port` that once makes zeroes of the data of a read, if that is `length` bytes, when told to, and swallows what
+/// the admin queue answers once there is an I/O queue, if told to.
 struct Relay {
     port: u16,
     damage: Arc<AtomicBool>,
+    mute: Arc<AtomicBool>,
 }
 
 impl Relay {
     fn start(port: u16, length: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let own = listener.local_addr().unwrap().port();
-        let damage = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&damage);
+        let [damage, mute, has_io_queue] = [(); 3].map(|()| Arc::new(AtomicBool::new(false)));
+        let (flag, wanted) = (Arc::clone(&damage), Arc::clone(&mute));
         std::thread::spawn(move || {
-            for host in listener.incoming() {
+            for (number, host) in listener.incoming().enumerate() {
+                has_io_queue.store(number > 0, Ordering::Relaxed);
+                let (has_io_queue, wanted) = (Arc::clone(&has_io_queue), Arc::clone(&wanted));
+                let is_mute = move || {
+                    number == 0
+                        && has_io_queue.load(Ordering::Relaxed)
+                        && wanted.load(Ordering::Relaxed)
+                };
                 let host = host.unwrap();
                 let target = TcpStream::connect(("127.0.0.1", port)).unwrap();
                 let (mut from, mut to) = (host.try_clone().unwrap(), target.try_clone().unwrap());
@@ -119,14 +128,20 @@ impl Relay {
                     let _ = to.shutdown(Shutdown::Write);
                 });
                 let flag = Arc::clone(&flag);
-                std::thread::spawn(move || relay(target, &host, length, &flag));
+                std::thread::spawn(move || relay(target, &host, length, &flag, is_mute));
             }
         });
-        Self { port: own, damage }
+        Self { port: own, damage, mute }
     }
 }
 
-fn relay(mut target: TcpStream, mut host: &TcpStream, length: usize, damage: &AtomicBool) {
+fn relay(
+    mut target: TcpStream,
+    mut host: &TcpStream,
+    length: usize,
+    damage: &AtomicBool,
+    is_mute: impl Fn() -> bool,
+) {
     let mut pdu = vec![0; 8];
     loop {
         pdu.truncate(8);
@@ -144,7 +159,7 @@ fn relay(mut target: TcpStream, mut host: &TcpStream, length: usize, damage: &At
         {
             pdu[data..data + length].fill(0);
         }
-        if host.write_all(&pdu).is_err() {
+        if !is_mute() && host.write_all(&pdu).is_err() {
             break;
         }
     }
@@ -195,6 +210,7 @@ fn damage_behind_the_targets_back_is_found_and_named() {
     let (code, report, stderr) = site.run(check);
     assert_eq!(code, 1, "{stderr}");
     assert!(stderr.contains("verification failed for 5 I/Os"), "{stderr}");
+    assert!(stderr.contains(report["error"].as_str().unwrap()), "{stderr}{report}");
     let mut found: Vec<(u64, &str, &str)> = report["verify"]["failures"]
         .as_array()
         .unwrap()
@@ -259,6 +275,21 @@ fn damage_on_the_way_fails_the_digest() {
 }
 
 #[test]
+fn a_keep_alive_without_an_answer_ends_the_run_and_is_in_its_report() {
+    let site = Site::new();
+    let _daemon = site.serve();
+    let relay = Relay::start(site.port, BLOCK);
+    relay.mute.store(true, Ordering::Relaxed);
+    let arguments = "--nsid 1 -k 1 --timeout 1 --runtime 60";
+    let (code, report, stderr) = site.run_through(relay.port, arguments);
+    assert_eq!(code, 1, "{stderr}");
+    let error = report["error"].as_str().unwrap();
+    assert!(error.contains("did not answer") && stderr.contains(error), "{stderr}{report}");
+    assert!(report["read"]["ios"].as_u64().unwrap() > 0, "{report}");
+    assert!(report["seconds"].as_f64().unwrap() < 60.0, "{report}");
+}
+
+#[test]
 fn acknowledged_writes_survive_the_death_of_the_target() {
     let site = Site::new();
     let daemon = site.serve();
@@ -283,8 +314,9 @@ fn acknowledged_writes_survive_the_death_of_the_target() {
 #[test]
 fn wrong_invocations_are_told_from_failures() {
     let site = Site::new();
-    let (code, _, stderr) = site.run("--rw read");
+    let (code, report, stderr) = site.run("--rw read");
     assert_eq!(code, 1);
+    assert!(stderr.contains(report["error"].as_str().unwrap()), "{report}");
     assert!(stderr.contains("nothing listens on") && stderr.lines().count() == 1, "{stderr}");
     let _daemon = site.serve();
     for arguments in [
@@ -296,8 +328,9 @@ fn wrong_invocations_are_told_from_failures() {
         "--nsid 1 --rw trim --verify",
         "--nsid 1 --bs 1m --numjobs 5",
     ] {
-        let (code, _, stderr) = site.run(arguments);
+        let (code, report, stderr) = site.run(arguments);
         assert_eq!(code, 2, "{arguments}: {stderr}");
+        assert!(stderr.contains(report["error"].as_str().unwrap()), "{report}");
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
     }
 }

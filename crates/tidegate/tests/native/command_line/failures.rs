@@ -2,10 +2,15 @@
 //! where there is nowhere to print it.
 
 use std::fs::File;
+use std::io::Write;
+use std::net::TcpListener;
 use std::process::Stdio;
+use std::thread;
+
+use serde_json::{Value, json};
 
 use super::failure;
-use crate::support::daemon::{Daemon, NQN, file_config, free_port, tidegate};
+use crate::support::daemon::{Daemon, NQN, file_config, free_port, run, tidegate};
 use crate::support::folder;
 
 fn full() -> Stdio {
@@ -51,6 +56,34 @@ fn an_output_that_cannot_be_written_is_a_failure_that_says_so() {
         let line = failure(arguments, &child.wait_with_output().unwrap(), 1);
         for named in ["standard output", "elsewhere", "No space left on device"] {
             assert!(line.contains(named), "{arguments:?}: {line}");
+        }
+    }
+}
+
+#[test]
+fn json_tells_a_failure_on_standard_output_too() {
+    let folder = folder();
+    let free = free_port();
+    // A peer that speaks something else.
+    let garbage = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = garbage.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in garbage.incoming() {
+            // Nobody may be reading any more.
+            let _ = stream.unwrap().write_all(b"SSH-2.0-something\r\n");
+        }
+    });
+    // One that accepts and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    for port in [free, port, silent.local_addr().unwrap().port()] {
+        let port = port.to_string();
+        for arguments in [&["discover"][..], &["identify", "-n", NQN], &["perf", "-n", NQN]] {
+            let arguments = [arguments, &["-s", &port, "--timeout", "300ms", "--json"]].concat();
+            let mut output = run(folder.path(), &arguments);
+            let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+            output.stdout.clear();
+            let line = failure(&arguments, &output, 1);
+            assert_eq!(told, json!({ "error": line.strip_prefix("tidegate: ").unwrap() }));
         }
     }
 }
