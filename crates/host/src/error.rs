@@ -121,6 +121,16 @@ pub enum HostError {
         /// Reads that were given up.
         attempts: u32,
     },
+    /// There is no memory for the data of a queue's commands.
+    #[error(
+        "no memory for a queue of {depth} commands of {slot_bytes} bytes: lower --iodepth, --bs, --numjobs or --connections"
+    )]
+    Memory {
+        /// Commands outstanding at most.
+        depth: u16,
+        /// Bytes of each.
+        slot_bytes: u32,
+    },
     /// The caller asked for what a queue cannot carry.
     #[error(transparent)]
     Request(#[from] RequestError),

@@ -342,7 +342,7 @@ fn make_jobs<'a>(
             chunks,
             pattern::mix(args.seed ^ (number << 32)),
         );
-        let part = ledger.map(|ledger| ledger.part(first, chunks));
+        let part = ledger.map(|ledger| ledger.part(first, chunks)).transpose()?;
         made.push(Job::new(shared, plan, workload, part, run, queues, args.iodepth)?);
     }
     Ok(made)

@@ -49,8 +49,10 @@ impl Queue {
         timeout: Duration,
     ) -> Result<Self, HostError> {
         let deadline = deadline_after(timeout);
-        let mut queue =
-            Self { machine: Machine::new(settings), socket: Socket::connect(address, timeout)? };
+        let Settings { depth, slot_bytes, .. } = settings;
+        let machine =
+            Machine::new(settings).map_err(|_| HostError::Memory { depth, slot_bytes })?;
+        let mut queue = Self { machine, socket: Socket::connect(address, timeout)? };
         while !queue.machine.is_open() {
             queue.turn_until(deadline, timeout, "the connection request (ICReq)")?;
         }

@@ -10,7 +10,7 @@
 
 use super::pattern::Acceptable;
 use crate::failure::WrongInvocation;
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -67,7 +67,7 @@ impl Ledger {
         }
         let count = usize::try_from(extent.chunks)?;
         let Some(path) = path else {
-            return Ok(Self { extent, table: vec![Generations::default(); count], file: None });
+            return Ok(Self { extent, table: filled(count)?, file: None });
         };
         let context = || format!("--verify-state {}", path.display());
         let exists = path.metadata().is_ok_and(|metadata| metadata.len() > 0);
@@ -83,7 +83,7 @@ impl Ledger {
             state.load(&extent).with_context(context)?
         } else {
             state.create(&extent).with_context(context)?;
-            (extent, vec![Generations::default(); count])
+            (extent, filled(count)?)
         };
         Ok(Self { extent, table, file: Some(Arc::new(state)) })
     }
@@ -99,11 +99,13 @@ impl Ledger {
     }
 
     /// The part of `count` chunks from `first`.
-    pub(crate) fn part(&self, first: u64, count: u64) -> Part {
+    pub(crate) fn part(&self, first: u64, count: u64) -> anyhow::Result<Part> {
         let range = usize::try_from(first).unwrap_or(usize::MAX)
             ..usize::try_from(first + count).unwrap_or(usize::MAX);
-        let table = self.table.get(range).unwrap_or_default().to_vec();
-        Part { first, busy: vec![false; table.len()], table, file: self.file.clone() }
+        let own = self.table.get(range).unwrap_or_default();
+        let mut table = filled(own.len())?;
+        table.copy_from_slice(own);
+        Ok(Part { first, busy: filled(own.len())?, table, file: self.file.clone() })
     }
 }
 
@@ -134,7 +136,7 @@ impl StateFile {
                 found.chunks * found.chunk_bytes,
             )));
         }
-        let mut bytes = vec![0; usize::try_from(found.chunks)? * ENTRY];
+        let mut bytes = filled(usize::try_from(found.chunks)? * ENTRY)?;
         self.file
             .read_exact_at(&mut bytes, u64::try_from(HEADER)?)
             .context("is cut off: remove it to begin anew")?;
@@ -239,6 +241,18 @@ impl Part {
     }
 }
 
+/// A table of `count` entries. A range may be so long that there is no memory for it.
+fn filled<T: Clone + Default>(count: usize) -> anyhow::Result<Vec<T>> {
+    let mut table = Vec::new();
+    table.try_reserve_exact(count).map_err(|_| {
+        anyhow!(
+            "no memory to keep what was written to each block of --bs: shorten the range with --size"
+        )
+    })?;
+    table.resize(count, T::default());
+    Ok(table)
+}
+
 fn index(chunk: u64) -> Option<usize> {
     usize::try_from(chunk).ok()
 }
@@ -258,7 +272,7 @@ mod tests {
         {
             let ledger = Ledger::open(extent(1), Some(&path)).unwrap();
             assert!(ledger.is_empty());
-            let mut part = ledger.part(4, 6);
+            let mut part = ledger.part(4, 6).unwrap();
             assert_eq!(part.writing(2).unwrap(), 1);
             part.written(2).unwrap();
             assert_eq!(part.writing(2).unwrap(), 2);
@@ -267,7 +281,7 @@ mod tests {
         }
         let ledger = Ledger::open(extent(99), Some(&path)).unwrap();
         assert_eq!(ledger.run(), 1);
-        let part = ledger.part(0, 10);
+        let part = ledger.part(0, 10).unwrap();
         assert_eq!(part.acceptable(6), Acceptable { acknowledged: 1, sent: 2 });
         assert_eq!(part.acceptable(7), Acceptable { acknowledged: 0, sent: 1 });
         assert_eq!(part.next_acknowledged(0), Some(6));

@@ -336,6 +336,29 @@ fn wrong_invocations_are_told_from_failures() {
 }
 
 #[test]
+fn what_this_machine_has_not_got_is_a_failure_that_says_what_to_lower() {
+    let site = Site::new();
+    let _daemon = site.serve();
+    let cases = [
+        // Memory for the data in flight.
+        ("ulimit -v 300000", "--numjobs 60 --iodepth 128 --bs 64k", "--iodepth"),
+    ];
+    for (limit, arguments, named) in cases {
+        let tidegate = env!("CARGO_BIN_EXE_tidegate");
+        let port = site.port.to_string();
+        let arguments = perf_arguments(&port, arguments).join(" ");
+        let output = Command::new("sh")
+            .args(["-c", &format!("{limit}; exec {tidegate} {arguments}")])
+            .current_dir(site.folder.path())
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{limit}: {stderr}");
+        assert!(stderr.contains(named) && stderr.lines().count() == 1, "{limit}: {stderr}");
+    }
+}
+
+#[test]
 fn an_interrupt_ends_the_run_with_its_report() {
     let site = Site::new();
     let _daemon = site.serve();
