@@ -175,6 +175,7 @@ fn a_peer_that_is_not_nvme_is_recognised() {
         stream
     });
     let error = Controller::connect(options(address)).unwrap_err();
-    assert!(matches!(error, HostError::Protocol { .. }), "{error}");
+    assert!(matches!(error, HostError::NotNvme { .. }), "{error}");
+    assert!(error.to_string().contains(&format!("{address} answers is not NVMe/TCP")), "{error}");
     drop(peer.join().unwrap());
 }

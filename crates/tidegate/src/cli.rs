@@ -1,9 +1,9 @@
 //! The command line: one definition, from which parsing, help, shell completions and man pages
 //! come.
 
-use std::fs;
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -96,14 +96,16 @@ impl Command {
                 Ok(output::write(&script)?)
             }
             Command::Man(args) => {
-                if !fs::metadata(&args.folder).is_ok_and(|metadata| metadata.is_dir()) {
-                    let folder = args.folder.display();
+                let folder = args.folder.display();
+                if !args.folder.is_dir() {
                     return Err(WrongInvocation(format!(
                         "{folder} is not a folder: create it first"
                     ))
                     .into());
                 }
-                Ok(clap_mangen::generate_to(Cli::command(), args.folder)?)
+                Ok(clap_mangen::generate_to(Cli::command(), &args.folder).with_context(|| {
+                    format!("cannot write the manual pages into {folder}, choose another folder")
+                })?)
             }
         }
     }

@@ -17,13 +17,13 @@ use crate::config::quantity::{Size, Time};
 use crate::connection::{ConnectionArgs, some_seconds};
 use crate::failure::{self, WrongInvocation};
 use crate::output;
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
-use host::Controller;
+use host::{Controller, HostError};
 use indicatif::{ProgressBar, ProgressStyle};
 use job::{Job, Plan, Shared};
 use ledger::{Extent, Ledger};
-use nvme::Nqn;
+use nvme::{Nqn, Status};
 use outcome::Outcome;
 use report::Report;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -37,6 +37,8 @@ use workload::{Mode, Workload};
 
 /// How often the main thread looks at signals and the progress line.
 const TICK: Duration = Duration::from_millis(100);
+/// Namespaces named where the one asked for is not there.
+const NAMESPACES_SHOWN: usize = 16;
 /// How long a run lasts if nothing says so.
 const RUNTIME: Duration = Duration::from_secs(10);
 
@@ -58,7 +60,7 @@ pub(crate) struct PerfArgs {
     nqn: Nqn,
 
     /// Namespace
-    #[arg(long, value_name = "NSID", default_value_t = 1, help_heading = "Connection")]
+    #[arg(long, value_name = "NSID", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=0xffff_fffe), help_heading = "Connection")]
     nsid: u32,
 
     /// What to do
@@ -217,11 +219,17 @@ fn check(args: &PerfArgs) -> anyhow::Result<()> {
 
 /// Fits sizes to the namespace.
 fn lay_out(args: &PerfArgs, controller: &mut Controller) -> anyhow::Result<Layout> {
-    let namespace = controller.namespace(args.nsid)?;
+    let namespace = match controller.namespace(args.nsid) {
+        // An NSID beyond those that it can have; of one that it could have it says that it has no blocks.
+        Err(HostError::Command { status, .. }) if status.same_code(Status::INVALID_NAMESPACE) => {
+            return Err(no_namespace(args, controller));
+        }
+        result => result?,
+    };
     let blocks = namespace.nsze.get();
-    let format = namespace.format().filter(|_| blocks > 0).with_context(|| {
-        format!("{} has no namespace {} for this host: check --nsid", args.nqn, args.nsid)
-    })?;
+    let Some(format) = namespace.format().filter(|_| blocks > 0) else {
+        return Err(no_namespace(args, controller));
+    };
     let block_bytes = format.block_size().context("the namespace has no usable block size")?;
     ensure!(
         format.ms.get() == 0,
@@ -271,6 +279,26 @@ fn lay_out(args: &PerfArgs, controller: &mut Controller) -> anyhow::Result<Layou
         chunks,
         namespace_bytes,
     })
+}
+
+/// That there is no such namespace, and which there are.
+fn no_namespace(args: &PerfArgs, controller: &mut Controller) -> anyhow::Error {
+    let (nqn, nsid) = (&args.nqn, args.nsid);
+    let all = match controller.namespaces() {
+        Ok(all) => all,
+        Err(error) => return error.into(),
+    };
+    if all.is_empty() {
+        return anyhow!("{nqn} has no namespace {nsid}, nor any other, for this host");
+    }
+    let mut list: Vec<_> = all.iter().take(NAMESPACES_SHOWN).map(u32::to_string).collect();
+    if all.len() > NAMESPACES_SHOWN {
+        list.push("...".to_owned());
+    }
+    anyhow!(
+        "{nqn} has no namespace {nsid} for this host: give with --nsid one that it has ({})",
+        list.join(", ")
+    )
 }
 
 fn open_ledger(args: &PerfArgs, layout: &Layout) -> anyhow::Result<Option<Ledger>> {
@@ -365,13 +393,20 @@ fn watch(
         let (sender, receiver) = mpsc::channel();
         for (number, job) in jobs.into_iter().enumerate() {
             let sender = sender.clone();
-            std::thread::Builder::new().name(format!("job {number}")).spawn_scoped(
-                scope,
-                move || {
-                    // The receiver outlives every job.
-                    let _ = sender.send(job.run());
-                },
-            )?;
+            let run = move || {
+                // The receiver outlives every job.
+                let _ = sender.send(job.run());
+            };
+            let thread = std::thread::Builder::new().name(format!("job {number}"));
+            if let Err(error) = thread.spawn_scoped(scope, run) {
+                // Those that have begun would run to their end.
+                shared.stop.store(true, Ordering::Relaxed);
+                return Err(error).with_context(|| {
+                    format!(
+                        "cannot start a thread for each of {count} jobs, lower --numjobs or raise what this process may have (ulimit -u, ulimit -v)"
+                    )
+                });
+            }
         }
         drop(sender);
         let mut outcomes = Vec::new();

@@ -14,7 +14,7 @@ mod violation;
 pub use machine::{Machine, Settings};
 pub use slots::{Completion, DEPTH_MAX, SlotId, Transfer};
 
-use crate::error::{HostError, RequestError};
+use crate::error::{HostError, ProtocolError, RequestError};
 use crate::socket::{Socket, SystemCalls, sleep};
 use nvme::Sqe;
 use std::io::IoSlice;
@@ -151,14 +151,21 @@ impl Queue {
                     "before it was initialised"
                 },
             }),
-            Some(count) => match self.machine.received(count) {
-                Ok(()) => Ok(true),
-                Err(source) => {
-                    // The termination request; whether it arrives makes no difference any more.
-                    let _ = self.flush();
-                    Err(HostError::Protocol { address: self.peer(), source })
-                }
-            },
+            Some(count) => {
+                let is_open = self.machine.is_open();
+                let Err(source) = self.machine.received(count) else {
+                    return Ok(true);
+                };
+                // The termination request; whether it arrives makes no difference any more.
+                let _ = self.flush();
+                let address = self.peer();
+                Err(match source {
+                    ProtocolError::Header(_) | ProtocolError::Sequence { .. } if !is_open => {
+                        HostError::NotNvme { address, source }
+                    }
+                    _ => HostError::Protocol { address, source },
+                })
+            }
         }
     }
 

@@ -63,6 +63,8 @@ fn a_wrong_invocation_is_one_line_and_status_2() {
         (&["identify"], "--nqn"),
         (&["identify", "-n", ""], "--nqn"),
         (&["perf"], "--nqn"),
+        (&["perf", "-n", NQN, "--nsid", "0"], "--nsid"),
+        (&["perf", "-n", NQN, "--nsid", "4294967295"], "--nsid"),
         (&["perf", "-n", NQN, "--rw", "sideways"], "sideways"),
         (&["perf", "-n", NQN, "--bs", "4x"], "4x"),
         (&["perf", "-n", NQN, "--iodepth", "0"], "0"),

@@ -336,12 +336,30 @@ fn wrong_invocations_are_told_from_failures() {
 }
 
 #[test]
+fn a_namespace_that_is_not_there_is_named_beside_those_that_are() {
+    let site = Site::new();
+    let _daemon = site.serve();
+    // One that the target could have, and one beyond those that it could.
+    for nsid in ["3", "1000000"] {
+        let (code, _, stderr) = site.run(&format!("--nsid {nsid}"));
+        assert_eq!(code, 1, "{stderr}");
+        for named in [&format!("namespace {nsid} "), "--nsid", "(1, 2)"] {
+            assert!(stderr.contains(named), "{stderr}");
+        }
+    }
+}
+
+#[test]
 fn what_this_machine_has_not_got_is_a_failure_that_says_what_to_lower() {
     let site = Site::new();
     let _daemon = site.serve();
     let cases = [
         // Memory for the data in flight.
         ("ulimit -v 300000", "--numjobs 60 --iodepth 128 --bs 64k", "--iodepth"),
+        // Memory for the stacks of threads, of 2 MiB each.
+        ("ulimit -v 300000", "--numjobs 120 --runtime 30", "--numjobs"),
+        // Descriptors.
+        ("ulimit -n 12", "--numjobs 20", "--numjobs"),
     ];
     for (limit, arguments, named) in cases {
         let tidegate = env!("CARGO_BIN_EXE_tidegate");

@@ -83,7 +83,15 @@ fn json_tells_a_failure_on_standard_output_too() {
             let told: Value = serde_json::from_slice(&output.stdout).unwrap();
             output.stdout.clear();
             let line = failure(&arguments, &output, 1);
+            assert!(line.contains("NVMe/TCP") || port == free.to_string(), "{line}");
             assert_eq!(told, json!({ "error": line.strip_prefix("tidegate: ").unwrap() }));
         }
     }
+}
+
+#[test]
+fn manual_pages_that_cannot_be_written_are_a_failure_that_names_the_folder() {
+    let arguments = ["man", "/proc/self"];
+    let line = failure(&arguments, &run(folder().path(), &arguments), 1);
+    assert!(line.contains("/proc/self") && line.contains("folder"), "{line}");
 }
