@@ -92,7 +92,7 @@ pub(crate) struct PerfArgs {
     runtime: Option<Duration>,
 
     /// Do so many I/Os per job at most
-    #[arg(long, alias = "number_ios", value_name = "N")]
+    #[arg(long, alias = "number_ios", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     number_ios: Option<u64>,
 
     /// First byte of the range used
@@ -173,7 +173,8 @@ fn measure(args: &PerfArgs) -> anyhow::Result<(Report, anyhow::Result<()>)> {
     let mut controller = Controller::connect(args.connection.options(&args.nqn)?)?;
     let layout = lay_out(args, &mut controller)?;
     let ledger = open_ledger(args, &layout)?;
-    let connections = args.numjobs.checked_mul(args.connections).context("too many connections")?;
+    // As `check` has seen, that is no more than a controller can have.
+    let connections = args.numjobs.saturating_mul(args.connections);
     let granted = controller.request_queues(connections)?;
     ensure!(
         granted >= connections,
@@ -202,6 +203,32 @@ fn check(args: &PerfArgs) -> anyhow::Result<()> {
     let verifies = args.verify.is_some() || args.verify_state.is_some();
     let rw = args.rw.name();
     ensure!(!verifies || !args.rw.trims(), wrong!("--verify has nothing to check with --rw {rw}"));
+    let queues = u32::from(args.numjobs) * u32::from(args.connections);
+    ensure!(
+        u16::try_from(queues).is_ok(),
+        wrong!(
+            "--numjobs {} of --connections {} need {queues} I/O queues, a controller has at most 65535: lower one of them",
+            args.numjobs,
+            args.connections
+        )
+    );
+    let bytes = args.bs.0;
+    ensure!(
+        bytes > 0 && bytes.is_multiple_of(512) && u32::try_from(bytes).is_ok(),
+        wrong!(
+            "--bs {bytes} must be a multiple of the block size, at least 512 bytes, and less than 4 GiB"
+        )
+    );
+    ensure!(
+        args.size.is_none_or(|size| size.0 >= bytes),
+        wrong!("--size must hold at least one I/O of --bs {bytes} bytes")
+    );
+    ensure!(
+        args.verify_state.is_some() || !verifies || !args.rw.only_reads(),
+        wrong!(
+            "--verify has nothing to check: --rw {rw} writes nothing, and no --verify-state tells what an earlier run wrote"
+        )
+    );
     if let Some(path) = &args.plot {
         ensure!(
             !verifies || !args.rw.only_reads(),
@@ -319,7 +346,7 @@ fn open_ledger(args: &PerfArgs, layout: &Layout) -> anyhow::Result<Option<Ledger
     ensure!(
         !(args.rw.only_reads() && ledger.is_empty()),
         wrong!(
-            "--verify has nothing to check: --rw {} writes nothing, and no --verify-state tells what an earlier run wrote",
+            "--verify-state has nothing to check: --rw {} writes nothing, and no earlier run wrote what the file tells of",
             args.rw.name()
         )
     );

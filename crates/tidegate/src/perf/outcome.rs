@@ -28,9 +28,9 @@ pub(crate) struct Tally {
 impl Tally {
     pub(crate) fn new() -> anyhow::Result<Self> {
         // The histogram has no way to say that there is no memory for it, so that is found out before.
-        Vec::<u8>::new()
-            .try_reserve_exact(HISTOGRAM_ROOM)
-            .map_err(|_| anyhow!("no memory for the figures of a job: lower --numjobs, --iodepth or --bs"))?;
+        Vec::<u8>::new().try_reserve_exact(HISTOGRAM_ROOM).map_err(|_| {
+            anyhow!("no memory for the figures of a job: lower --numjobs, --iodepth or --bs")
+        })?;
         let latency = Histogram::new_with_bounds(1, LATENCY_MAX, 3)
             .map_err(|error| anyhow!("latency histogram: {error:?}"))?;
         Ok(Self { ios: 0, bytes: 0, latency })

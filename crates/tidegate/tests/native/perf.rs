@@ -377,6 +377,33 @@ fn what_this_machine_has_not_got_is_a_failure_that_says_what_to_lower() {
 }
 
 #[test]
+fn what_the_command_line_alone_decides_is_a_wrong_invocation() {
+    // Nothing serves: asking would fail.
+    let site = Site::new();
+    for (arguments, named) in [
+        ("--numjobs 1024 --connections 1024", "--numjobs"),
+        ("--bs 0", "--bs"),
+        ("--bs 1000", "--bs"),
+        ("--bs 4g", "--bs"),
+        ("--size 0", "--size"),
+        ("--verify", "--verify"),
+        ("--rw trim --verify-state state", "--verify"),
+    ] {
+        let (code, _, stderr) = site.run(arguments);
+        assert_eq!(code, 2, "{arguments}: {stderr}");
+        assert!(stderr.contains(named) && stderr.lines().count() == 1, "{stderr}");
+    }
+    // What takes a target to know is not.
+    let _daemon = site.serve();
+    for arguments in ["--iodepth 200", "--numjobs 200"] {
+        let (code, _, stderr) = site.run(&format!("--nsid 2 --bs 512 {arguments}"));
+        assert_eq!(code, 1, "{arguments}: {stderr}");
+        let flag = arguments.split(' ').next().unwrap();
+        assert!(stderr.contains(flag) && stderr.lines().count() == 1, "{stderr}");
+    }
+}
+
+#[test]
 fn an_interrupt_ends_the_run_with_its_report() {
     let site = Site::new();
     let _daemon = site.serve();
