@@ -6,6 +6,7 @@ use clap::Args;
 use host::{ConnectOptions, HostError, HostIdentity};
 use nvme::{HostId, Nqn, address};
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
 use std::time::Duration;
 
 /// A transport that a host can connect over.
@@ -28,11 +29,11 @@ pub(crate) struct ConnectionArgs {
     traddr: String,
 
     /// Port of the target [default: 4420]
-    #[arg(short = 's', long, value_name = "SVCID")]
+    #[arg(short = 's', long, value_name = "SVCID", value_parser = clap::value_parser!(u16).range(1..))]
     trsvcid: Option<u16>,
 
     /// NQN to present to the target [default: /etc/nvme/hostnqn, else derived from the machine id]
-    #[arg(short = 'q', long, value_name = "HOSTNQN", value_parser = Nqn::of_peer)]
+    #[arg(short = 'q', long, value_name = "HOSTNQN", value_parser = Nqn::from_str)]
     hostnqn: Option<Nqn>,
 
     /// Host identifier to present, a UUID [default: /etc/nvme/hostid, else that of the host NQN]
