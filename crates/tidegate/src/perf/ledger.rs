@@ -2,8 +2,8 @@
 //!
 //! Each job has the part of the table that belongs to its range. With `--verify-state` the table is a file as well, so
 //! that a later run can judge what an earlier one left behind when its target was killed. The rule that makes the file
-//! right at any moment: "sent" is in it before the command leaves, "acknowledged" goes in after the answer came. It is
-//! written without `fsync`: it outlives this process and the target, not a power cut of this machine.
+//! right at any moment: "sent" is in it before the command leaves, "acknowledged" goes in after the answer came. One run at
+//! a time has it, by a lock (`flock`): two would each overwrite what the other knows. It is written without `fsync`: it outlives this process and the target, not a power cut of this machine.
 //!
 //! File: one block of 4,096 bytes with a line of JSON that says what it belongs to, then eight bytes per chunk:
 //! acknowledged and sent generation, little endian.
@@ -12,7 +12,7 @@ use super::pattern::Acceptable;
 use crate::failure::WrongInvocation;
 use anyhow::{Context, anyhow, bail};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -70,7 +70,6 @@ impl Ledger {
             return Ok(Self { extent, table: filled(count)?, file: None });
         };
         let context = || format!("--verify-state {}", path.display());
-        let exists = path.metadata().is_ok_and(|metadata| metadata.len() > 0);
         let file = File::options()
             .read(true)
             .write(true)
@@ -78,6 +77,17 @@ impl Ledger {
             .truncate(false)
             .open(path)
             .with_context(context)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                bail!(
+                    "{}: another run is using it, wait for its end or name another file",
+                    context()
+                )
+            }
+            Err(TryLockError::Error(error)) => return Err(error).with_context(context),
+        }
+        let exists = file.metadata().with_context(context)?.len() > 0;
         let state = StateFile { file, path: path.to_owned() };
         let (extent, table) = if exists {
             state.load(&extent).with_context(context)?
@@ -133,7 +143,7 @@ impl StateFile {
                 found.nsid,
                 found.offset,
                 found.chunk_bytes,
-                found.chunks * found.chunk_bytes,
+                found.chunks.saturating_mul(found.chunk_bytes),
             )));
         }
         let mut bytes = filled(usize::try_from(found.chunks)? * ENTRY)?;

@@ -410,6 +410,10 @@ fn an_interrupt_ends_the_run_with_its_report() {
     let run = spawn(site.perf("--nsid 2 --rw randwrite --runtime 60 --verify-state state"));
     // Writes that have begun show that the signal does not come before its handler.
     until("writes are acknowledged", || (acknowledged(&site.path("state")) > 0).then_some(()));
+    // Meanwhile nobody else may continue what the file tells.
+    let (code, _, stderr) = site.run("--nsid 2 --rw randwrite --verify-state state");
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains("--verify-state state") && stderr.contains("another run"), "{stderr}");
     kill_process(Pid::from_child(&run), Signal::INT).unwrap();
     let ended = run.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(0));
