@@ -10,7 +10,7 @@ use std::thread;
 use serde_json::{Value, json};
 
 use super::failure;
-use crate::support::daemon::{Daemon, NQN, file_config, free_port, run, tidegate};
+use crate::support::daemon::{Daemon, NQN, file_config, free_port, run, tidegate, write_config};
 use crate::support::folder;
 
 fn full() -> Stdio {
@@ -94,4 +94,18 @@ fn manual_pages_that_cannot_be_written_are_a_failure_that_names_the_folder() {
     let arguments = ["man", "/proc/self"];
     let line = failure(&arguments, &run(folder().path(), &arguments), 1);
     assert!(line.contains("/proc/self") && line.contains("folder"), "{line}");
+}
+
+#[test]
+fn the_systems_words_come_once_in_a_line() {
+    let folder = folder();
+    // An address that this machine has not got (RFC 5737).
+    let config = file_config(free_port(), "").replace("127.0.0.1", "192.0.2.1");
+    write_config(folder.path(), &config);
+    let arguments = ["serve", "--config", "tidegate.toml"];
+    let output = run(folder.path(), &arguments);
+    assert_eq!(output.status.code(), Some(1));
+    let errors = String::from_utf8(output.stderr).unwrap();
+    let line = errors.lines().find(|line| line.starts_with("tidegate: ")).unwrap();
+    assert_eq!(line.matches("(os error").count(), 1, "{line}");
 }
