@@ -89,10 +89,11 @@ fn lines(
     {
         let address = reachable(listener.address.socket());
         let (ip, port, nqn) = (address.ip(), address.port(), subsystem.nqn());
+        let program = program();
         writeln!(out, "Try next:")?;
         writeln!(
             out,
-            "    tidegate perf -t tcp -a {ip} -s {port} -n {nqn} --rw randread --bs 4k --iodepth 32 --runtime 10s"
+            "    {program} perf -t tcp -a {ip} -s {port} -n {nqn} --rw randread --bs 4k --iodepth 32 --runtime 10s"
         )?;
         writeln!(out, "    modprobe nvme-tcp; nvme connect -t tcp -a {ip} -s {port} -n {nqn}")?;
         writeln!(out, "    nvme list")?;
@@ -144,6 +145,24 @@ fn listeners<'a>(
     configuration.listeners().iter().filter(|listener| subsystem.is_reachable_on(listener.id))
 }
 
+/// How this process was started, to type again: `tidegate` need not be on the path.
+fn program() -> String {
+    let program = std::env::args_os().next();
+    shell_word(
+        &program.map_or_else(|| "tidegate".into(), |name| name.to_string_lossy().into_owned()),
+    )
+}
+
+/// A text as one word for a shell.
+fn shell_word(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%=,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
 /// An address to type: a wildcard is reached by loopback from this machine.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
@@ -152,4 +171,20 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         ip => ip,
     };
     SocketAddr::new(ip, address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_for_the_shell_is_quoted_where_it_must_be() {
+        for (text, word) in [
+            ("target/release/tidegate", "target/release/tidegate"),
+            ("/opt/my tools/tidegate", "'/opt/my tools/tidegate'"),
+            ("it's", "'it'\\''s'"),
+        ] {
+            assert_eq!(shell_word(text), word);
+        }
+    }
 }

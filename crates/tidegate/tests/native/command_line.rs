@@ -1,5 +1,6 @@
 //! The command line: what is refused how, that nothing is created then, and that what is offered is there.
 
+mod banner;
 mod failures;
 
 use std::collections::BTreeSet;
@@ -276,41 +277,6 @@ fn a_daemon_that_starts_while_another_ends_takes_over() {
     second.signal(Signal::TERM);
     let (status, said, _) = second.wait();
     assert!(status.success(), "{said}");
-}
-
-#[test]
-fn every_example_configuration_starts_and_does_what_it_prints() {
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target-config");
-    let mut count = 0;
-    for entry in fs::read_dir(examples).unwrap() {
-        let folder = folder();
-        let mut config = fs::read_to_string(entry.unwrap().path()).unwrap();
-        for port in ["4420", "4421"] {
-            // As is, unless something on this machine has the port.
-            if TcpListener::bind(("0.0.0.0", port.parse().unwrap())).is_err() {
-                config =
-                    config.replace(&format!("port = {port}"), &format!("port = {}", free_port()));
-            }
-        }
-        write_config(folder.path(), &config);
-        let daemon = Daemon::spawn_with(folder.path(), &["serve", "--config", "tidegate.toml"]);
-        let mut lines = Vec::new();
-        while !lines.last().is_some_and(|line: &String| line.contains("nvme list")) {
-            lines.push(daemon.line());
-        }
-        // The line to try next, as it was printed, but for its duration and who asks.
-        let line = lines.iter().find(|line| line.contains("tidegate perf")).unwrap();
-        let line = line.replace("--runtime 10s", "--runtime 50ms");
-        let mut arguments: Vec<_> = line.split_whitespace().skip(1).collect();
-        arguments.extend(["-q", "nqn.2026-11.io.tidegate:host-a"]);
-        let report = run_json(folder.path(), &arguments);
-        assert!(report["read"]["ios"].as_u64().unwrap() > 0, "{report}");
-        daemon.signal(Signal::INT);
-        let (status, said, _) = daemon.wait();
-        assert!(status.success(), "{said}");
-        count += 1;
-    }
-    assert!(count >= 3, "the examples have gone");
 }
 
 #[test]
