@@ -33,12 +33,11 @@ fn every_example_configuration_starts_and_does_what_it_prints() {
         while !lines.last().is_some_and(|line: &String| line.contains("nvme list")) {
             lines.push(daemon.line());
         }
-        // The line to try next, as it was printed, but for its duration and who asks.
+        // The line to try next, as it was printed, but for its duration.
         let program = concat!(env!("CARGO_BIN_EXE_tidegate"), " ");
         let line = lines.iter().find_map(|line| line.trim().strip_prefix(program)).unwrap();
         let line = line.replace("--runtime 10s", "--runtime 50ms");
-        let mut arguments: Vec<_> = line.split_whitespace().collect();
-        arguments.extend(["-q", "nqn.2026-11.io.tidegate:host-a"]);
+        let arguments: Vec<_> = line.split_whitespace().collect();
         let report = run_json(folder.path(), &arguments);
         assert!(report["read"]["ios"].as_u64().unwrap() > 0, "{report}");
         daemon.signal(Signal::INT);
@@ -47,6 +46,55 @@ fn every_example_configuration_starts_and_does_what_it_prints() {
         count += 1;
     }
     assert!(count >= 3, "the examples have gone");
+}
+
+/// What `serve` prints for these subsystems, of which each line is its NQN's last part and what else it has.
+fn banner(subsystems: &[(&str, &str)]) -> Vec<String> {
+    let folder = folder();
+    let port = free_port();
+    let subsystems = subsystems.iter().map(|(name, more)| {
+        format!(
+            "[[subsystems]]\nnqn = \"nqn.2026-11.io.tidegate:{name}\"\n{more}\n\
+             listeners = [{{ address = \"127.0.0.1\", port = {port} }}]\n"
+        )
+    });
+    let subsystems: Vec<_> = subsystems.collect();
+    let config = "[logging]\nlevel = \"error\"\n[devices.ram]\nkind = \"ram\"\nsize = \"1MiB\"\n";
+    let config = config.to_owned() + &subsystems.concat();
+    write_config(folder.path(), &config);
+    let daemon = Daemon::spawn_with(folder.path(), &["serve", "--config", "tidegate.toml"]);
+    let mut lines = Vec::new();
+    while !lines.last().is_some_and(|line: &String| line.contains("memory for data")) {
+        lines.push(daemon.line());
+    }
+    daemon.signal(Signal::TERM);
+    lines.extend(daemon.rest());
+    lines
+}
+
+#[test]
+fn what_to_try_next_can_be_had_and_by_whom() {
+    let namespace = "namespaces = [{ nsid = 3, device = \"ram\" }]";
+    // Of these, the last is the first that somebody can use.
+    let lines = banner(&[
+        ("empty", ""),
+        ("nobodys", &format!("hosts = []\n{}", namespace.replace("= 3", "= 2"))),
+        ("good", &format!("hosts = [\"nqn.2026-11.io.tidegate:host\"]\n{namespace}")),
+    ]);
+    let line = |what| lines.iter().find(|line| line.contains(what)).unwrap();
+    let perf = line(" perf ");
+    for named in [":good", "-q nqn.2026-11.io.tidegate:host", "--nsid 3"] {
+        assert!(perf.contains(named), "{perf}");
+    }
+    let connect = line("nvme connect");
+    for named in [":good", "--hostnqn nqn.2026-11.io.tidegate:host"] {
+        assert!(connect.contains(named), "{connect}");
+    }
+    let lines = banner(&[("empty", "")]);
+    assert!(
+        !lines.iter().any(|line| line.contains("Try next") || line.contains("perf")),
+        "{lines:?}"
+    );
 }
 
 #[test]
