@@ -7,7 +7,7 @@
 
 use crate::error::HostError;
 use crate::identity::HostIdentity;
-use crate::queue::{Completion, Queue, Settings, SlotId, Transfer};
+use crate::queue::{Completion, Queue, Settings, SlotId, Transfer, deadline_after};
 use nvme::admin::{self, GetFeatures, GetLogPage, Identify, SetFeatures};
 use nvme::event::Event;
 use nvme::fabrics::{
@@ -216,7 +216,7 @@ impl Controller {
         what: &'static str,
         reached: impl Fn(&ControllerStatus) -> bool,
     ) -> Result<(), HostError> {
-        let deadline = Instant::now() + limit;
+        let deadline = deadline_after(limit);
         loop {
             let bits = self.property(Property::Status)?;
             let status = ControllerStatus::from_bits(u32::try_from(bits).unwrap_or(0));
@@ -417,7 +417,7 @@ impl Controller {
         &mut self,
         timeout: Duration,
     ) -> Result<Option<Result<Event, Status>>, HostError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline_after(timeout);
         loop {
             if let Some(completion) = self.queue.next_completion() {
                 self.queue.release(completion.slot);

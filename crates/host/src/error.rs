@@ -4,6 +4,7 @@
 use nvme::fabrics::ConnectField;
 use nvme::tcp::{FatalErrorStatus, HeaderError, PduType};
 use nvme::{Nqn, Status};
+use rustix::io::Errno;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -59,6 +60,14 @@ pub enum HostError {
         /// The peer.
         address: SocketAddr,
         /// What was wrong.
+        source: ProtocolError,
+    },
+    /// What answered the connection request does not speak NVMe/TCP, by all that came.
+    #[error("what {address} answers is not NVMe/TCP: check -a and -s")]
+    NotNvme {
+        /// The peer.
+        address: SocketAddr,
+        /// What was wrong with the first bytes.
         source: ProtocolError,
     },
     /// The subsystem refused the Connect command of a queue.
@@ -120,6 +129,16 @@ pub enum HostError {
         page: u8,
         /// Reads that were given up.
         attempts: u32,
+    },
+    /// There is no memory for the data of a queue's commands.
+    #[error(
+        "no memory for a queue of {depth} commands of {slot_bytes} bytes: lower --iodepth, --bs, --numjobs or --connections"
+    )]
+    Memory {
+        /// Commands outstanding at most.
+        depth: u16,
+        /// Bytes of each.
+        slot_bytes: u32,
     },
     /// The caller asked for what a queue cannot carry.
     #[error(transparent)]
@@ -215,6 +234,11 @@ pub enum ProtocolError {
 }
 
 fn unreachable_text(address: SocketAddr, source: &io::Error) -> String {
+    if matches!(Errno::from_io_error(source), Some(Errno::MFILE | Errno::NFILE)) {
+        return format!(
+            "no descriptor is left for a connection to {address}, lower --numjobs or --connections, or raise the limit on open files (ulimit -n)"
+        );
+    }
     match source.kind() {
         io::ErrorKind::ConnectionRefused => format!(
             "nothing listens on {address}: start the target (tidegate serve --config FILE) or check -a and -s"

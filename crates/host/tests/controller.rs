@@ -158,6 +158,13 @@ fn a_silent_peer_costs_no_more_than_the_timeout() {
 }
 
 #[test]
+fn a_timeout_beyond_the_clock_is_a_long_one() {
+    let stub = Stub::start(Script::default());
+    let options = ConnectOptions { timeout: Duration::MAX, ..options(stub.address) };
+    Controller::connect(options).unwrap().shutdown().unwrap();
+}
+
+#[test]
 fn a_peer_that_is_not_nvme_is_recognised() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -168,6 +175,7 @@ fn a_peer_that_is_not_nvme_is_recognised() {
         stream
     });
     let error = Controller::connect(options(address)).unwrap_err();
-    assert!(matches!(error, HostError::Protocol { .. }), "{error}");
+    assert!(matches!(error, HostError::NotNvme { .. }), "{error}");
+    assert!(error.to_string().contains(&format!("{address} answers is not NVMe/TCP")), "{error}");
     drop(peer.join().unwrap());
 }

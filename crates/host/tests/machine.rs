@@ -105,7 +105,7 @@ impl Wire {
 
 /// A machine past the greeting.
 fn open(header_digest: bool, data_digest: bool) -> (Machine, Wire) {
-    let mut machine = Machine::new(settings(header_digest, data_digest));
+    let mut machine = Machine::new(settings(header_digest, data_digest)).unwrap();
     let greeting = drain(&mut machine, usize::MAX);
     let request = IcReq::read_from_bytes(&greeting).unwrap();
     assert_eq!(request.digests().contains(DigestFlags::HEADER), header_digest);

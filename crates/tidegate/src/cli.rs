@@ -1,10 +1,9 @@
 //! The command line: one definition, from which parsing, help, shell completions and man pages
 //! come.
 
-use std::fs;
-use std::io;
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -12,6 +11,7 @@ use clap_complete::Shell;
 use crate::discover::{self, DiscoverArgs};
 use crate::failure::{Failure, WrongInvocation};
 use crate::identify::{self, IdentifyArgs};
+use crate::output;
 use crate::perf::{self, PerfArgs};
 use crate::serve::{self, ServeArgs};
 
@@ -25,7 +25,7 @@ struct Cli {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+enum Command {
     /// Run the storage node until SIGTERM or SIGINT.
     Serve(ServeArgs),
     /// List the subsystems that a target offers to this host.
@@ -45,22 +45,22 @@ pub(crate) enum Command {
 
 /// Arguments of `man`.
 #[derive(Debug, Args)]
-pub(crate) struct ManArgs {
+struct ManArgs {
     /// The folder, which must exist.
     folder: PathBuf,
 }
 
-/// Parses this process's command line. Prints help and version itself, and ends the process then.
+/// Does what this process's command line says.
 ///
 /// # Errors
-/// A wrong invocation, folded into one line.
-pub(crate) fn parse() -> Result<Command, Failure> {
+/// A wrong invocation, folded into one line, or whatever made the command fail.
+pub(crate) fn run() -> Result<(), Failure> {
     match Cli::try_parse() {
-        Ok(cli) => Ok(cli.command),
+        Ok(cli) => cli.command.run(),
         Err(error)
             if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
         {
-            error.exit()
+            Ok(output::written(error.print())?)
         }
         Err(error) => Err(WrongInvocation(one_line(&error)).into()),
     }
@@ -83,25 +83,29 @@ impl Command {
     ///
     /// # Errors
     /// Whatever made it fail, as [`Failure::report`] prints it.
-    pub(crate) fn run(self) -> Result<(), Failure> {
+    fn run(self) -> Result<(), Failure> {
         match self {
             Command::Serve(args) => serve::run(&args),
             Command::Discover(args) => Ok(discover::run(&args)?),
             Command::Identify(args) => Ok(identify::run(&args)?),
             Command::Perf(args) => Ok(perf::run(&args)?),
             Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut Cli::command(), "tidegate", &mut io::stdout());
-                Ok(())
+                // Into memory, since the generator panics where it cannot write.
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "tidegate", &mut script);
+                Ok(output::write(&script)?)
             }
             Command::Man(args) => {
-                if !fs::metadata(&args.folder).is_ok_and(|metadata| metadata.is_dir()) {
-                    let folder = args.folder.display();
+                let folder = args.folder.display();
+                if !args.folder.is_dir() {
                     return Err(WrongInvocation(format!(
                         "{folder} is not a folder: create it first"
                     ))
                     .into());
                 }
-                Ok(clap_mangen::generate_to(Cli::command(), args.folder)?)
+                Ok(clap_mangen::generate_to(Cli::command(), &args.folder).with_context(|| {
+                    format!("cannot write the manual pages into {folder}, choose another folder")
+                })?)
             }
         }
     }

@@ -6,6 +6,7 @@ use clap::Args;
 use host::{ConnectOptions, HostError, HostIdentity};
 use nvme::{HostId, Nqn, address};
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
 use std::time::Duration;
 
 /// A transport that a host can connect over.
@@ -28,11 +29,11 @@ pub(crate) struct ConnectionArgs {
     traddr: String,
 
     /// Port of the target [default: 4420]
-    #[arg(short = 's', long, value_name = "SVCID")]
+    #[arg(short = 's', long, value_name = "SVCID", value_parser = clap::value_parser!(u16).range(1..))]
     trsvcid: Option<u16>,
 
     /// NQN to present to the target [default: /etc/nvme/hostnqn, else derived from the machine id]
-    #[arg(short = 'q', long, value_name = "HOSTNQN", value_parser = Nqn::of_peer)]
+    #[arg(short = 'q', long, value_name = "HOSTNQN", value_parser = Nqn::from_str)]
     hostnqn: Option<Nqn>,
 
     /// Host identifier to present, a UUID [default: /etc/nvme/hostid, else that of the host NQN]
@@ -56,7 +57,7 @@ pub(crate) struct ConnectionArgs {
     keep_alive_tmo: Duration,
 
     /// Longest wait for a connection and for each admin command, in seconds or with a unit
-    #[arg(long, value_name = "TIME", default_value = "10", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", default_value = "10", value_parser = some_seconds)]
     timeout: Duration,
 }
 
@@ -85,10 +86,21 @@ impl ConnectionArgs {
     }
 }
 
-/// A time as nvme-cli and fio take it, in whole seconds, or a number with a unit.
+/// Beyond any use of a time here, and within what the clock and the Keep Alive Timeout (32 bits of milliseconds) hold.
+const TIME_MAX: Duration = Duration::from_hours(30 * 24);
+
+/// A time as nvme-cli and fio take it, in whole seconds, or a number with a unit; zero stands for none.
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
-    match text.parse::<u64>() {
-        Ok(seconds) => Ok(Duration::from_secs(seconds)),
-        Err(_) => text.parse::<Time>().map(|time| time.0),
-    }
+    let time = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => text.parse::<Time>()?.0,
+    };
+    if time > TIME_MAX { Err("at most 30 days (43200min)".to_owned()) } else { Ok(time) }
+}
+
+/// The same where zero would be of no use.
+pub(crate) fn some_seconds(text: &str) -> Result<Duration, String> {
+    seconds(text).and_then(|time| {
+        if time.is_zero() { Err("must be more than zero".to_owned()) } else { Ok(time) }
+    })
 }

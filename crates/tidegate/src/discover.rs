@@ -47,8 +47,12 @@ struct Record {
     sectype: Option<String>,
 }
 
-/// Connects to the discovery subsystem and prints its log.
+/// Prints the log of the discovery subsystem.
 pub(crate) fn run(args: &DiscoverArgs) -> anyhow::Result<()> {
+    output::conclude(read(args), args.json)
+}
+
+fn read(args: &DiscoverArgs) -> anyhow::Result<Log> {
     let subsystem = args.nqn.clone().unwrap_or_else(Nqn::discovery);
     let mut options = args.connection.options(&subsystem)?;
     // Looking once asks for no keep alive; KATO would make it a persistent discovery connection.
@@ -58,9 +62,8 @@ pub(crate) fn run(args: &DiscoverArgs) -> anyhow::Result<()> {
     // The log has been read; how the controller ends changes nothing.
     let _ = controller.shutdown();
 
-    let log =
-        Log { genctr: header.genctr.get(), records: entries.iter().map(Record::from).collect() };
-    output::print(&log, args.json)
+    let records = entries.iter().map(Record::from).collect();
+    Ok(Log { genctr: header.genctr.get(), records })
 }
 
 /// The name of a code, or its number.

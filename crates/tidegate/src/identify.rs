@@ -67,8 +67,12 @@ struct NamespaceSummary {
     eui64: Option<String>,
 }
 
-/// Connects and prints what the controller says of itself.
+/// Prints what the controller says of itself.
 pub(crate) fn run(args: &IdentifyArgs) -> anyhow::Result<()> {
+    output::conclude(read(args), args.json)
+}
+
+fn read(args: &IdentifyArgs) -> anyhow::Result<Summary> {
     let mut controller = Controller::connect(args.connection.options(&args.nqn)?)?;
     let mut namespaces = Vec::new();
     for nsid in controller.namespaces()? {
@@ -77,8 +81,7 @@ pub(crate) fn run(args: &IdentifyArgs) -> anyhow::Result<()> {
     let summary = Summary { controller: ControllerSummary::new(&controller), namespaces };
     // All has been read; how the controller ends changes nothing.
     let _ = controller.shutdown();
-
-    output::print(&summary, args.json)
+    Ok(summary)
 }
 
 fn text(field: &[u8]) -> String {

@@ -1,19 +1,52 @@
-//! What the client commands print: text for people, or JSON with `--json`.
+//! What the commands print to standard output: text for people, or JSON with `--json`.
 
+use crate::failure;
+use anyhow::Context;
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{self, Write};
 
-/// Writes `value` to standard output. That nobody reads on (`| head`) is no failure.
+/// Prints what a command found out, or passes on why it did not, as [`told`] does.
+pub(crate) fn conclude<T: Serialize + Display>(
+    result: anyhow::Result<T>,
+    json: bool,
+) -> anyhow::Result<()> {
+    told(result, json).and_then(|value| print(&value, json))
+}
+
+/// Passes on what became of a command. With `json` a failure is printed as well, so that a program which reads standard output
+/// always finds an object there, with an `error` if and only if there was one.
+pub(crate) fn told<T>(result: anyhow::Result<T>, json: bool) -> anyhow::Result<T> {
+    if let Err(error) = &result
+        && json
+    {
+        // The failure stands, whether or not it could be printed.
+        let _ = write_json(&serde_json::json!({ "error": failure::line(error) }));
+    }
+    result
+}
+
+/// Writes `value` to standard output.
 pub(crate) fn print<T: Serialize + Display>(value: &T, json: bool) -> anyhow::Result<()> {
-    let text = if json {
-        format!("{}\n", serde_json::to_string_pretty(value)?)
-    } else {
-        value.to_string()
-    };
+    if json { write_json(value) } else { write(value.to_string().as_bytes()) }
+}
+
+fn write_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
+    write(format!("{}\n", serde_json::to_string_pretty(value)?).as_bytes())
+}
+
+/// Writes to standard output. That nobody reads on (`| head`) is no failure.
+pub(crate) fn write(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    written(out.write_all(bytes).and_then(|()| out.flush()))
+}
+
+/// What became of writing to standard output.
+pub(crate) fn written(result: io::Result<()>) -> anyhow::Result<()> {
+    match result {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => Ok(result?),
+        result => {
+            result.context("cannot write to standard output, make room there or send it elsewhere")
+        }
     }
 }

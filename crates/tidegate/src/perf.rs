@@ -14,16 +14,16 @@ mod report;
 mod workload;
 
 use crate::config::quantity::{Size, Time};
-use crate::connection::{ConnectionArgs, seconds};
-use crate::failure::WrongInvocation;
+use crate::connection::{ConnectionArgs, some_seconds};
+use crate::failure::{self, WrongInvocation};
 use crate::output;
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
-use host::Controller;
+use host::{Controller, HostError};
 use indicatif::{ProgressBar, ProgressStyle};
 use job::{Job, Plan, Shared};
 use ledger::{Extent, Ledger};
-use nvme::Nqn;
+use nvme::{Nqn, Status};
 use outcome::Outcome;
 use report::Report;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -37,6 +37,8 @@ use workload::{Mode, Workload};
 
 /// How often the main thread looks at signals and the progress line.
 const TICK: Duration = Duration::from_millis(100);
+/// Namespaces named where the one asked for is not there.
+const NAMESPACES_SHOWN: usize = 16;
 /// How long a run lasts if nothing says so.
 const RUNTIME: Duration = Duration::from_secs(10);
 
@@ -58,7 +60,7 @@ pub(crate) struct PerfArgs {
     nqn: Nqn,
 
     /// Namespace
-    #[arg(long, value_name = "NSID", default_value_t = 1, help_heading = "Connection")]
+    #[arg(long, value_name = "NSID", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=0xffff_fffe), help_heading = "Connection")]
     nsid: u32,
 
     /// What to do
@@ -86,11 +88,11 @@ pub(crate) struct PerfArgs {
     rwmixread: u8,
 
     /// How long to run, in seconds or with a unit [default: 10s, or until --number-ios are done, or one pass with --verify]
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", value_parser = some_seconds)]
     runtime: Option<Duration>,
 
     /// Do so many I/Os per job at most
-    #[arg(long, alias = "number_ios", value_name = "N")]
+    #[arg(long, alias = "number_ios", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     number_ios: Option<u64>,
 
     /// First byte of the range used
@@ -151,12 +153,15 @@ struct Layout {
     namespace_bytes: u64,
 }
 
-/// Runs it. The error is a failure to measure, or that something was found wrong; the report is printed before.
+/// Runs it and prints the report. The error is a failure to measure, or that something was found wrong.
 pub(crate) fn run(args: &PerfArgs) -> anyhow::Result<()> {
-    ensure!(
-        args.verify.is_none() && args.verify_state.is_none() || !args.rw.trims(),
-        wrong!("--verify has nothing to check with --rw {}", args.rw.name())
-    );
+    let (report, result) = output::told(measure(args), args.json)?;
+    result.and(output::print(&report, args.json))
+}
+
+/// The report, and what it says of success. The error is that there are no figures.
+fn measure(args: &PerfArgs) -> anyhow::Result<(Report, anyhow::Result<()>)> {
+    check(args)?;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         // The first one ends the run with its report, the second one at once.
@@ -168,7 +173,8 @@ pub(crate) fn run(args: &PerfArgs) -> anyhow::Result<()> {
     let mut controller = Controller::connect(args.connection.options(&args.nqn)?)?;
     let layout = lay_out(args, &mut controller)?;
     let ledger = open_ledger(args, &layout)?;
-    let connections = args.numjobs.checked_mul(args.connections).context("too many connections")?;
+    // As `check` has seen, that is no more than a controller can have.
+    let connections = args.numjobs.saturating_mul(args.connections);
     let granted = controller.request_queues(connections)?;
     ensure!(
         granted >= connections,
@@ -179,30 +185,78 @@ pub(crate) fn run(args: &PerfArgs) -> anyhow::Result<()> {
     let shared = Shared::new();
     let jobs = make_jobs(args, &layout, ledger.as_ref(), &mut controller, &shared)?;
     let (outcomes, watch_error) = watch(args, &mut controller, &shared, jobs, &stop)?;
-    let report = Report::new(args, &layout, &controller, &outcomes)?;
-    output::print(&report, args.json)?;
-    if let Some(path) = &args.plot {
-        plot::draw(path, &report).with_context(|| format!("--plot {}", path.display()))?;
+    let mut report = Report::new(args, &layout, &controller, &outcomes)?;
+    let failed = outcomes.into_iter().find_map(|outcome| outcome.error).or(watch_error);
+    let run = failed.map_or(Ok(()), Err);
+    if run.is_ok() {
+        // The figures stand whether or not the controller shuts down in order.
+        let _ = controller.shutdown();
     }
+    let drawn = args.plot.as_deref().map_or(Ok(()), |path| plot::draw(path, &report));
+    let result = run.and_then(|()| report.verdict()).and(drawn);
+    report.error = result.as_ref().err().map(failure::line);
+    Ok((report, result))
+}
 
-    if let Some(error) = outcomes.into_iter().find_map(|outcome| outcome.error) {
-        return Err(error);
+/// Refuses what no target could make right.
+fn check(args: &PerfArgs) -> anyhow::Result<()> {
+    let verifies = args.verify.is_some() || args.verify_state.is_some();
+    let rw = args.rw.name();
+    ensure!(!verifies || !args.rw.trims(), wrong!("--verify has nothing to check with --rw {rw}"));
+    let queues = u32::from(args.numjobs) * u32::from(args.connections);
+    ensure!(
+        u16::try_from(queues).is_ok(),
+        wrong!(
+            "--numjobs {} of --connections {} need {queues} I/O queues, a controller has at most 65535: lower one of them",
+            args.numjobs,
+            args.connections
+        )
+    );
+    let bytes = args.bs.0;
+    ensure!(
+        bytes > 0 && bytes.is_multiple_of(512) && u32::try_from(bytes).is_ok(),
+        wrong!(
+            "--bs {bytes} must be a multiple of the block size, at least 512 bytes, and less than 4 GiB"
+        )
+    );
+    ensure!(
+        args.size.is_none_or(|size| size.0 >= bytes),
+        wrong!("--size must hold at least one I/O of --bs {bytes} bytes")
+    );
+    ensure!(
+        args.verify_state.is_some() || !verifies || !args.rw.only_reads(),
+        wrong!(
+            "--verify has nothing to check: --rw {rw} writes nothing, and no --verify-state tells what an earlier run wrote"
+        )
+    );
+    if let Some(path) = &args.plot {
+        ensure!(
+            !verifies || !args.rw.only_reads(),
+            wrong!("--plot has nothing to draw: --rw {rw} with --verify-state only checks")
+        );
+        plot::check(path).map_err(|error| {
+            wrong!(
+                "cannot write --plot {}, name a file in a folder that you may write to: {error}",
+                path.display()
+            )
+        })?;
     }
-    if let Some(error) = watch_error {
-        return Err(error);
-    }
-    // The figures stand whether or not the controller shuts down in order.
-    let _ = controller.shutdown();
-    report.verdict()
+    Ok(())
 }
 
 /// Fits sizes to the namespace.
 fn lay_out(args: &PerfArgs, controller: &mut Controller) -> anyhow::Result<Layout> {
-    let namespace = controller.namespace(args.nsid)?;
+    let namespace = match controller.namespace(args.nsid) {
+        // An NSID beyond those that it can have; of one that it could have it says that it has no blocks.
+        Err(HostError::Command { status, .. }) if status.same_code(Status::INVALID_NAMESPACE) => {
+            return Err(no_namespace(args, controller));
+        }
+        result => result?,
+    };
     let blocks = namespace.nsze.get();
-    let format = namespace.format().filter(|_| blocks > 0).with_context(|| {
-        format!("{} has no namespace {} for this host: check --nsid", args.nqn, args.nsid)
-    })?;
+    let Some(format) = namespace.format().filter(|_| blocks > 0) else {
+        return Err(no_namespace(args, controller));
+    };
     let block_bytes = format.block_size().context("the namespace has no usable block size")?;
     ensure!(
         format.ms.get() == 0,
@@ -254,6 +308,26 @@ fn lay_out(args: &PerfArgs, controller: &mut Controller) -> anyhow::Result<Layou
     })
 }
 
+/// That there is no such namespace, and which there are.
+fn no_namespace(args: &PerfArgs, controller: &mut Controller) -> anyhow::Error {
+    let (nqn, nsid) = (&args.nqn, args.nsid);
+    let all = match controller.namespaces() {
+        Ok(all) => all,
+        Err(error) => return error.into(),
+    };
+    if all.is_empty() {
+        return anyhow!("{nqn} has no namespace {nsid}, nor any other, for this host");
+    }
+    let mut list: Vec<_> = all.iter().take(NAMESPACES_SHOWN).map(u32::to_string).collect();
+    if all.len() > NAMESPACES_SHOWN {
+        list.push("...".to_owned());
+    }
+    anyhow!(
+        "{nqn} has no namespace {nsid} for this host: give with --nsid one that it has ({})",
+        list.join(", ")
+    )
+}
+
 fn open_ledger(args: &PerfArgs, layout: &Layout) -> anyhow::Result<Option<Ledger>> {
     if args.verify.is_none() && args.verify_state.is_none() {
         return Ok(None);
@@ -272,7 +346,7 @@ fn open_ledger(args: &PerfArgs, layout: &Layout) -> anyhow::Result<Option<Ledger
     ensure!(
         !(args.rw.only_reads() && ledger.is_empty()),
         wrong!(
-            "--verify has nothing to check: --rw {} writes nothing, and no --verify-state tells what an earlier run wrote",
+            "--verify-state has nothing to check: --rw {} writes nothing, and no earlier run wrote what the file tells of",
             args.rw.name()
         )
     );
@@ -323,7 +397,7 @@ fn make_jobs<'a>(
             chunks,
             pattern::mix(args.seed ^ (number << 32)),
         );
-        let part = ledger.map(|ledger| ledger.part(first, chunks));
+        let part = ledger.map(|ledger| ledger.part(first, chunks)).transpose()?;
         made.push(Job::new(shared, plan, workload, part, run, queues, args.iodepth)?);
     }
     Ok(made)
@@ -346,13 +420,20 @@ fn watch(
         let (sender, receiver) = mpsc::channel();
         for (number, job) in jobs.into_iter().enumerate() {
             let sender = sender.clone();
-            std::thread::Builder::new().name(format!("job {number}")).spawn_scoped(
-                scope,
-                move || {
-                    // The receiver outlives every job.
-                    let _ = sender.send(job.run());
-                },
-            )?;
+            let run = move || {
+                // The receiver outlives every job.
+                let _ = sender.send(job.run());
+            };
+            let thread = std::thread::Builder::new().name(format!("job {number}"));
+            if let Err(error) = thread.spawn_scoped(scope, run) {
+                // Those that have begun would run to their end.
+                shared.stop.store(true, Ordering::Relaxed);
+                return Err(error).with_context(|| {
+                    format!(
+                        "cannot start a thread for each of {count} jobs, lower --numjobs or raise what this process may have (ulimit -u, ulimit -v)"
+                    )
+                });
+            }
         }
         drop(sender);
         let mut outcomes = Vec::new();
@@ -475,7 +556,18 @@ mod tests {
             "--rwmixread 101",
             "--rw append",
             "--rate 0",
+            "--rate 4294967296",
             "--runtime soon",
+            "--runtime 0",
+            "--runtime 31d",
+            "--runtime 2592001",
+            "--runtime 18446744073709551615",
+            "--timeout 0",
+            "--timeout 0ms",
+            "--timeout 18446744073709551615",
+            "--keep-alive-tmo 307445734561825860min",
+            "--spin 307445734561825861min",
+            "--size 18446744073709551616",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

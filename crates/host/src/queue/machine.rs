@@ -22,6 +22,7 @@ use nvme::tcp::{
     Termination,
 };
 use nvme::{Cqe, Sgl, Sqe, Status};
+use std::collections::TryReserveError;
 use std::io::IoSlice;
 use zerocopy::IntoBytes;
 
@@ -68,10 +69,10 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine that has its ICReq ready to send.
-    pub fn new(settings: Settings) -> Self {
+    /// A machine that has its ICReq ready to send. The error is that there is no memory for its slots.
+    pub fn new(settings: Settings) -> Result<Self, TryReserveError> {
         let slot_bytes = usize::try_from(settings.slot_bytes).unwrap_or(usize::MAX);
-        let slots = Slots::new(settings.depth, slot_bytes);
+        let slots = Slots::new(settings.depth, slot_bytes)?;
         let mut digests = DigestFlags::empty();
         digests.set(DigestFlags::HEADER, settings.header_digest);
         digests.set(DigestFlags::DATA, settings.data_digest);
@@ -80,7 +81,7 @@ impl Machine {
         let mut outgoing =
             Outgoing::with_capacity(depth * 128 + IcReq::default().as_bytes().len(), depth * 4);
         outgoing.stage(IcReq::new(0, digests, 0).as_bytes());
-        Self {
+        Ok(Self {
             slots,
             outgoing,
             incoming: Incoming::new(depth, slot_bytes),
@@ -91,7 +92,7 @@ impl Machine {
             data_flags: Flags::empty(),
             cpda: 0,
             max_h2c_data: MAXH2CDATA_MIN,
-        }
+        })
     }
 
     /// Whether the connection is initialised: commands may be submitted.

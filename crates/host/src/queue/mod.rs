@@ -14,7 +14,7 @@ mod violation;
 pub use machine::{Machine, Settings};
 pub use slots::{Completion, DEPTH_MAX, SlotId, Transfer};
 
-use crate::error::{HostError, RequestError};
+use crate::error::{HostError, ProtocolError, RequestError};
 use crate::socket::{Socket, SystemCalls, sleep};
 use nvme::Sqe;
 use std::io::IoSlice;
@@ -25,6 +25,13 @@ use std::time::{Duration, Instant};
 const SLICES: usize = 128;
 /// Slices of a call that sends one or two commands, or any number without data.
 const FEW_SLICES: usize = 4;
+
+/// When a wait that begins now ends. One that the clock cannot count ends in a century instead.
+pub(crate) fn deadline_after(timeout: Duration) -> Instant {
+    let now = Instant::now();
+    let century = Duration::from_hours(100 * 365 * 24);
+    now.checked_add(timeout).or_else(|| now.checked_add(century)).unwrap_or(now)
+}
 
 /// See the module's description.
 #[derive(Debug)]
@@ -41,9 +48,11 @@ impl Queue {
         settings: Settings,
         timeout: Duration,
     ) -> Result<Self, HostError> {
-        let deadline = Instant::now() + timeout;
-        let mut queue =
-            Self { machine: Machine::new(settings), socket: Socket::connect(address, timeout)? };
+        let deadline = deadline_after(timeout);
+        let Settings { depth, slot_bytes, .. } = settings;
+        let machine =
+            Machine::new(settings).map_err(|_| HostError::Memory { depth, slot_bytes })?;
+        let mut queue = Self { machine, socket: Socket::connect(address, timeout)? };
         while !queue.machine.is_open() {
             queue.turn_until(deadline, timeout, "the connection request (ICReq)")?;
         }
@@ -142,14 +151,21 @@ impl Queue {
                     "before it was initialised"
                 },
             }),
-            Some(count) => match self.machine.received(count) {
-                Ok(()) => Ok(true),
-                Err(source) => {
-                    // The termination request; whether it arrives makes no difference any more.
-                    let _ = self.flush();
-                    Err(HostError::Protocol { address: self.peer(), source })
-                }
-            },
+            Some(count) => {
+                let is_open = self.machine.is_open();
+                let Err(source) = self.machine.received(count) else {
+                    return Ok(true);
+                };
+                // The termination request; whether it arrives makes no difference any more.
+                let _ = self.flush();
+                let address = self.peer();
+                Err(match source {
+                    ProtocolError::Header(_) | ProtocolError::Sequence { .. } if !is_open => {
+                        HostError::NotNvme { address, source }
+                    }
+                    _ => HostError::Protocol { address, source },
+                })
+            }
         }
     }
 
@@ -190,7 +206,7 @@ impl Queue {
         timeout: Duration,
         what: &'static str,
     ) -> Result<Completion, HostError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline_after(timeout);
         self.submit(slot, sqe, transfer)?;
         loop {
             if let Some(completion) = self.machine.take_completion(slot) {

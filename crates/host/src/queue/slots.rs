@@ -5,7 +5,7 @@
 
 use crate::error::RequestError;
 use nvme::Cqe;
-use std::collections::VecDeque;
+use std::collections::{TryReserveError, VecDeque};
 
 /// Bits of a command identifier that name the slot.
 const SLOT_BITS: u32 = 12;
@@ -97,8 +97,9 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// `depth` slots, cut to [`DEPTH_MAX`], of `slot_bytes` each.
-    pub(crate) fn new(depth: u16, slot_bytes: usize) -> Self {
+    /// `depth` slots, cut to [`DEPTH_MAX`], of `slot_bytes` each. Their data is what a queue needs most memory for: not to have
+    /// it is an error.
+    pub(crate) fn new(depth: u16, slot_bytes: usize) -> Result<Self, TryReserveError> {
         let depth = depth.clamp(1, DEPTH_MAX);
         let empty = Slot {
             state: State::Free,
@@ -109,14 +110,18 @@ impl Slots {
             usage: 0,
             cqe: Cqe::default(),
         };
-        Self {
+        let bytes = usize::from(depth).saturating_mul(slot_bytes);
+        let mut data = Vec::new();
+        data.try_reserve_exact(bytes)?;
+        data.resize(bytes, 0);
+        Ok(Self {
             table: vec![empty; usize::from(depth)].into(),
             free: (0..depth).rev().collect(),
-            data: vec![0; usize::from(depth) * slot_bytes].into(),
+            data: data.into(),
             slot_bytes,
             completions: VecDeque::with_capacity(usize::from(depth)),
             outstanding: 0,
-        }
+        })
     }
 
     pub(crate) fn depth(&self) -> usize {

@@ -2,17 +2,17 @@
 //!
 //! Each job has the part of the table that belongs to its range. With `--verify-state` the table is a file as well, so
 //! that a later run can judge what an earlier one left behind when its target was killed. The rule that makes the file
-//! right at any moment: "sent" is in it before the command leaves, "acknowledged" goes in after the answer came. It is
-//! written without `fsync`: it outlives this process and the target, not a power cut of this machine.
+//! right at any moment: "sent" is in it before the command leaves, "acknowledged" goes in after the answer came. One run at
+//! a time has it, by a lock (`flock`): two would each overwrite what the other knows. It is written without `fsync`: it outlives this process and the target, not a power cut of this machine.
 //!
 //! File: one block of 4,096 bytes with a line of JSON that says what it belongs to, then eight bytes per chunk:
 //! acknowledged and sent generation, little endian.
 
 use super::pattern::Acceptable;
 use crate::failure::WrongInvocation;
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,10 +67,9 @@ impl Ledger {
         }
         let count = usize::try_from(extent.chunks)?;
         let Some(path) = path else {
-            return Ok(Self { extent, table: vec![Generations::default(); count], file: None });
+            return Ok(Self { extent, table: filled(count)?, file: None });
         };
         let context = || format!("--verify-state {}", path.display());
-        let exists = path.metadata().is_ok_and(|metadata| metadata.len() > 0);
         let file = File::options()
             .read(true)
             .write(true)
@@ -78,12 +77,23 @@ impl Ledger {
             .truncate(false)
             .open(path)
             .with_context(context)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                bail!(
+                    "{}: another run is using it, wait for its end or name another file",
+                    context()
+                )
+            }
+            Err(TryLockError::Error(error)) => return Err(error).with_context(context),
+        }
+        let exists = file.metadata().with_context(context)?.len() > 0;
         let state = StateFile { file, path: path.to_owned() };
         let (extent, table) = if exists {
             state.load(&extent).with_context(context)?
         } else {
             state.create(&extent).with_context(context)?;
-            (extent, vec![Generations::default(); count])
+            (extent, filled(count)?)
         };
         Ok(Self { extent, table, file: Some(Arc::new(state)) })
     }
@@ -99,11 +109,13 @@ impl Ledger {
     }
 
     /// The part of `count` chunks from `first`.
-    pub(crate) fn part(&self, first: u64, count: u64) -> Part {
+    pub(crate) fn part(&self, first: u64, count: u64) -> anyhow::Result<Part> {
         let range = usize::try_from(first).unwrap_or(usize::MAX)
             ..usize::try_from(first + count).unwrap_or(usize::MAX);
-        let table = self.table.get(range).unwrap_or_default().to_vec();
-        Part { first, busy: vec![false; table.len()], table, file: self.file.clone() }
+        let own = self.table.get(range).unwrap_or_default();
+        let mut table = filled(own.len())?;
+        table.copy_from_slice(own);
+        Ok(Part { first, busy: filled(own.len())?, table, file: self.file.clone() })
     }
 }
 
@@ -131,10 +143,10 @@ impl StateFile {
                 found.nsid,
                 found.offset,
                 found.chunk_bytes,
-                found.chunks * found.chunk_bytes,
+                found.chunks.saturating_mul(found.chunk_bytes),
             )));
         }
-        let mut bytes = vec![0; usize::try_from(found.chunks)? * ENTRY];
+        let mut bytes = filled(usize::try_from(found.chunks)? * ENTRY)?;
         self.file
             .read_exact_at(&mut bytes, u64::try_from(HEADER)?)
             .context("is cut off: remove it to begin anew")?;
@@ -239,6 +251,18 @@ impl Part {
     }
 }
 
+/// A table of `count` entries. A range may be so long that there is no memory for it.
+fn filled<T: Clone + Default>(count: usize) -> anyhow::Result<Vec<T>> {
+    let mut table = Vec::new();
+    table.try_reserve_exact(count).map_err(|_| {
+        anyhow!(
+            "no memory to keep what was written to each block of --bs: shorten the range with --size"
+        )
+    })?;
+    table.resize(count, T::default());
+    Ok(table)
+}
+
 fn index(chunk: u64) -> Option<usize> {
     usize::try_from(chunk).ok()
 }
@@ -258,7 +282,7 @@ mod tests {
         {
             let ledger = Ledger::open(extent(1), Some(&path)).unwrap();
             assert!(ledger.is_empty());
-            let mut part = ledger.part(4, 6);
+            let mut part = ledger.part(4, 6).unwrap();
             assert_eq!(part.writing(2).unwrap(), 1);
             part.written(2).unwrap();
             assert_eq!(part.writing(2).unwrap(), 2);
@@ -267,7 +291,7 @@ mod tests {
         }
         let ledger = Ledger::open(extent(99), Some(&path)).unwrap();
         assert_eq!(ledger.run(), 1);
-        let part = ledger.part(0, 10);
+        let part = ledger.part(0, 10).unwrap();
         assert_eq!(part.acceptable(6), Acceptable { acknowledged: 1, sent: 2 });
         assert_eq!(part.acceptable(7), Acceptable { acknowledged: 0, sent: 1 });
         assert_eq!(part.next_acknowledged(0), Some(6));

@@ -13,6 +13,9 @@ const FINDINGS: usize = 16;
 /// Longest latency that a histogram holds; longer ones count as this.
 const LATENCY_MAX: u64 = 3_600_000_000_000;
 
+/// More than a histogram takes.
+const HISTOGRAM_ROOM: usize = 1 << 20;
+
 /// Figures of one kind of I/O.
 #[derive(Debug, Clone)]
 pub(crate) struct Tally {
@@ -24,6 +27,10 @@ pub(crate) struct Tally {
 
 impl Tally {
     pub(crate) fn new() -> anyhow::Result<Self> {
+        // The histogram has no way to say that there is no memory for it, so that is found out before.
+        Vec::<u8>::new().try_reserve_exact(HISTOGRAM_ROOM).map_err(|_| {
+            anyhow!("no memory for the figures of a job: lower --numjobs, --iodepth or --bs")
+        })?;
         let latency = Histogram::new_with_bounds(1, LATENCY_MAX, 3)
             .map_err(|error| anyhow!("latency histogram: {error:?}"))?;
         Ok(Self { ios: 0, bytes: 0, latency })

@@ -4,19 +4,34 @@
 //! logarithmic. The picture shows at a glance whether a tail is a step (one cause) or a slope (queueing).
 
 use super::report::Report;
-use anyhow::{anyhow, ensure};
+use anyhow::{Context, anyhow, ensure};
 use plotters::prelude::{
     BLACK, BLUE, ChartBuilder, Color, GREEN, IntoDrawingArea, IntoLogRange, LineSeries, RED,
     RGBColor, SVGBackend, WHITE,
 };
+use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 
 const SIZE: (u32, u32) = (960, 540);
 /// Points per curve.
 const POINTS: u32 = 500;
 
+/// Whether a drawing can be written there, which is better known before the run than after it. Leaves no file that was not
+/// there.
+pub(crate) fn check(path: &Path) -> io::Result<()> {
+    let existed = path.exists();
+    File::options().append(true).create(true).open(path)?;
+    if existed { Ok(()) } else { fs::remove_file(path) }
+}
+
 /// Writes the drawing to `path`.
 pub(crate) fn draw(path: &Path, report: &Report) -> anyhow::Result<()> {
+    let drawing = drawing(report).context("cannot draw the latencies")?;
+    fs::write(path, drawing).with_context(|| format!("cannot write --plot {}", path.display()))
+}
+
+fn drawing(report: &Report) -> anyhow::Result<String> {
     let curves: Vec<(&str, Vec<(f64, f64)>)> =
         report.directions().map(|(name, direction)| (name, curve(direction.histogram()))).collect();
     ensure!(!curves.is_empty(), "there is nothing to draw: no I/O ended");
@@ -25,7 +40,8 @@ pub(crate) fn draw(path: &Path, report: &Report) -> anyhow::Result<()> {
     let low = points().map(|point| point.1).fold(f64::INFINITY, f64::min);
     let high = points().map(|point| point.1).fold(0.0, f64::max);
 
-    let area = SVGBackend::new(path, SIZE).into_drawing_area();
+    let mut drawing = String::new();
+    let area = SVGBackend::with_string(&mut drawing, SIZE).into_drawing_area();
     let failed = |error: &dyn std::fmt::Display| anyhow!("{error}");
     area.fill(&WHITE).map_err(|error| failed(&error))?;
     let mut chart = ChartBuilder::on(&area)
@@ -61,7 +77,10 @@ pub(crate) fn draw(path: &Path, report: &Report) -> anyhow::Result<()> {
         .draw()
         .map_err(|error| failed(&error))?;
     area.present().map_err(|error| failed(&error))?;
-    Ok(())
+    // They hold the text until they end.
+    drop(chart);
+    drop(area);
+    Ok(drawing)
 }
 
 /// Nines and microseconds, as far as there are samples to tell.

@@ -40,8 +40,8 @@ pub(crate) struct Report {
     open_loop: Option<OpenLoop>,
     #[serde(skip_serializing_if = "Option::is_none")]
     verify: Option<Verified>,
-    /// Why the run ended early.
-    error: Option<String>,
+    /// Why the command fails: what ended the run early, or what it found wrong.
+    pub(crate) error: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -170,7 +170,6 @@ impl Report {
         }
         let ios = read.ios + write.ios + trim.ios;
         let (header_digest, data_digest) = controller.digests();
-        let error = outcomes.iter().find_map(|outcome| outcome.error.as_ref());
         Ok(Self {
             tidegate: env!("CARGO_PKG_VERSION"),
             target: Target {
@@ -200,7 +199,7 @@ impl Report {
             cost_per_io: CostPerIo::new(&cost, ios),
             open_loop: args.rate.map(|iops_asked| OpenLoop { iops_asked, unissued }),
             verify: (args.verify.is_some() || args.verify_state.is_some()).then_some(verified),
-            error: error.map(|error| format!("{error:#}")),
+            error: None,
         })
     }
 

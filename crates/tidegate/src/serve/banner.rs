@@ -1,17 +1,18 @@
 //! What `serve` says once it serves: what is exported, where, on which cores, with what memory, and
 //! what to type next.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use anyhow::Context;
+use rustix::thread::{CpuSet, sched_getaffinity};
 use serde_json::{Value, json};
-use target::configuration::{Configuration, Listener, Subsystem};
+use target::configuration::{Configuration, Hosts, Listener, Subsystem};
 use tidegate::node::Node;
 
 use crate::config::quantity::Size;
 use crate::config::{Config, Idle};
+use crate::output;
 
 /// Prints it to standard output.
 pub(super) fn print(
@@ -26,8 +27,7 @@ pub(super) fn print(
     } else {
         text(config, cores, configuration, node)
     };
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output")
+    output::write(text.as_bytes())
 }
 
 fn text(config: &Config, cores: &[usize], configuration: &Configuration, node: &Node) -> String {
@@ -64,42 +64,95 @@ fn lines(
             )?;
         }
     }
-    let policy = match config.reactors.idle {
-        Idle::Poll => "poll",
-        Idle::Adaptive => "adaptive",
-        Idle::Interrupt => "interrupt",
-    };
-    let list: Vec<_> = cores.iter().map(usize::to_string).collect();
     let memory = node.memory();
     writeln!(
         out,
-        "{} on {} {}, idle policy {policy}; memory for data in flight {}, of it {} in hugepages",
-        if cores.len() == 1 {
-            "one reactor".to_owned()
-        } else {
-            format!("{} reactors", cores.len())
-        },
-        if cores.len() == 1 { "core" } else { "cores" },
-        list.join(", "),
+        "{}; memory for data in flight {}, of it {} in hugepages",
+        reactors(config, cores, &sched_getaffinity(None).unwrap_or_default()),
         Size(memory.mapped as u64),
         if memory.huge == 0 { "none".to_owned() } else { Size(memory.huge as u64).to_string() },
     )?;
-    if let Some((subsystem, listener)) = configuration
+    let Some(next) = configuration
         .subsystems()
         .iter()
-        .find_map(|subsystem| Some((subsystem, listeners(configuration, subsystem).next()?)))
-    {
-        let address = reachable(listener.address.socket());
-        let (ip, port, nqn) = (address.ip(), address.port(), subsystem.nqn());
-        writeln!(out, "Try next:")?;
-        writeln!(
-            out,
-            "    tidegate perf -t tcp -a {ip} -s {port} -n {nqn} --rw randread --bs 4k --iodepth 32 --runtime 10s"
-        )?;
-        writeln!(out, "    modprobe nvme-tcp; nvme connect -t tcp -a {ip} -s {port} -n {nqn}")?;
-        writeln!(out, "    nvme list")?;
+        .find_map(|subsystem| Next::of(subsystem, listeners(configuration, subsystem).next()?))
+    else {
+        return Ok(());
+    };
+    let Next { nqn, address, nsid, host } = next;
+    let (ip, port, program) = (address.ip(), address.port(), program());
+    let nsid = if nsid == 1 { String::new() } else { format!(" --nsid {nsid}") };
+    let as_host = |flag| host.map_or_else(String::new, |host| format!(" {flag} {}", word(host)));
+    let target = format!("-t tcp -a {ip} -s {port} -n {}", word(nqn));
+    writeln!(out, "Try next:")?;
+    writeln!(
+        out,
+        "    {program} perf {target}{}{nsid} --rw randread --bs 4k --iodepth 32 --runtime 10s",
+        as_host("-q")
+    )?;
+    writeln!(out, "    modprobe nvme-tcp; nvme connect {target}{}", as_host("--hostnqn"))?;
+    writeln!(out, "    nvme list")
+}
+
+/// How many reactors there are, where they run, and what each does when there is nothing to do.
+fn reactors(config: &Config, cores: &[usize], allowed: &CpuSet) -> String {
+    let count = match cores {
+        [_] => "one reactor".to_owned(),
+        several => format!("{} reactors", several.len()),
+    };
+    // As the reactor does: what may not be pinned runs all the same.
+    let (pinned, unpinned): (Vec<usize>, Vec<usize>) =
+        cores.iter().partition(|&&core| core < CpuSet::MAX_CPU && allowed.is_set(core));
+    let places = [(" on ", pinned), (", unpinned since this process may not use ", unpinned)]
+        .into_iter()
+        .filter(|(_, cores)| !cores.is_empty())
+        .map(|(how, cores)| how.to_owned() + &named(&cores));
+    let policy = |core: &usize| {
+        let own = config.reactors.idle_by_core.get(&core.to_string());
+        match own.unwrap_or(&config.reactors.idle) {
+            Idle::Poll => "poll",
+            Idle::Adaptive => "adaptive",
+            Idle::Interrupt => "interrupt",
+        }
+    };
+    let mut by_policy = BTreeMap::<_, Vec<usize>>::new();
+    for core in cores {
+        by_policy.entry(policy(core)).or_default().push(*core);
     }
-    Ok(())
+    let only = by_policy.len() == 1;
+    let policies = by_policy.into_iter().map(|(policy, cores)| {
+        if only { policy.to_owned() } else { format!("{policy} for {}", named(&cores)) }
+    });
+    let policies: Vec<_> = policies.collect();
+    format!("{count}{}, idle policy {}", places.collect::<String>(), policies.join(" and "))
+}
+
+/// These cores in words.
+fn named(cores: &[usize]) -> String {
+    let list: Vec<_> = cores.iter().map(usize::to_string).collect();
+    format!("{} {}", if cores.len() == 1 { "core" } else { "cores" }, list.join(", "))
+}
+
+/// Something that a user can try and that works.
+struct Next<'a> {
+    nqn: &'a str,
+    address: SocketAddr,
+    nsid: u32,
+    /// Whom to be, if not everyone is let in.
+    host: Option<&'a str>,
+}
+
+impl<'a> Next<'a> {
+    /// `None` if there is nothing to read in this subsystem, or nobody may.
+    fn of(subsystem: &'a Subsystem, listener: &Listener) -> Option<Self> {
+        let namespace = subsystem.namespaces().iter().find(|namespace| namespace.is_active())?;
+        let host = match &subsystem.options().hosts {
+            Hosts::Any => None,
+            Hosts::Listed(hosts) => Some(hosts.first()?.as_str()),
+        };
+        let address = reachable(listener.address.socket());
+        Some(Self { nqn: subsystem.nqn().as_str(), address, nsid: namespace.nsid(), host })
+    }
 }
 
 fn json(config: &Config, cores: &[usize], configuration: &Configuration, node: &Node) -> Value {
@@ -146,6 +199,22 @@ fn listeners<'a>(
     configuration.listeners().iter().filter(|listener| subsystem.is_reachable_on(listener.id))
 }
 
+/// How this process was started, to type again: `tidegate` need not be on the path.
+fn program() -> String {
+    let program = std::env::args_os().next();
+    word(&program.map_or_else(|| "tidegate".into(), |name| name.to_string_lossy().into_owned()))
+}
+
+/// A text as one word for a shell.
+fn word(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%=,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
 /// An address to type: a wildcard is reached by loopback from this machine.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
@@ -154,4 +223,54 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         ip => ip,
     };
     SocketAddr::new(ip, address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reactors_are_where_they_run_and_idle_as_they_are_told() {
+        let mut allowed = CpuSet::new();
+        allowed.set(0);
+        allowed.set(1);
+        for (config, cores, text) in [
+            ("", &[0][..], "one reactor on core 0, idle policy adaptive"),
+            ("idle = 'poll'", &[0, 1], "2 reactors on cores 0, 1, idle policy poll"),
+            (
+                "idle_by_core = { 1 = 'interrupt' }",
+                &[0, 1],
+                "2 reactors on cores 0, 1, idle policy adaptive for core 0 and interrupt for core 1",
+            ),
+            (
+                "idle_by_core = { 0 = 'poll', 1 = 'poll' }",
+                &[0, 1],
+                "2 reactors on cores 0, 1, idle policy poll",
+            ),
+            (
+                "",
+                &[99],
+                "one reactor, unpinned since this process may not use core 99, idle policy adaptive",
+            ),
+            (
+                "",
+                &[1, 5000],
+                "2 reactors on core 1, unpinned since this process may not use core 5000, idle policy adaptive",
+            ),
+        ] {
+            let config: Config = toml::from_str(&format!("[reactors]\n{config}")).unwrap();
+            assert_eq!(reactors(&config, cores, &allowed), text);
+        }
+    }
+
+    #[test]
+    fn a_word_for_the_shell_is_quoted_where_it_must_be() {
+        for (text, typed) in [
+            ("target/release/tidegate", "target/release/tidegate"),
+            ("/opt/my tools/tidegate", "'/opt/my tools/tidegate'"),
+            ("it's", "'it'\\''s'"),
+        ] {
+            assert_eq!(word(text), typed);
+        }
+    }
 }

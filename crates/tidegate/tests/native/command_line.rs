@@ -1,5 +1,8 @@
 //! The command line: what is refused how, that nothing is created then, and that what is offered is there.
 
+mod banner;
+mod failures;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
@@ -56,15 +59,24 @@ fn a_wrong_invocation_is_one_line_and_status_2() {
         (&["discover", "-I", "no-uuid"], "no-uuid"),
         (&["discover", "-k", "5q"], "5q"),
         (&["discover", "-q", ""], "hostnqn"),
+        (&["discover", "-q", "foo"], "foo"),
+        (&["discover", "-s", "0"], "0"),
+        (&["discover", "--timeout", "0"], "--timeout"),
+        (&["discover", "--timeout", "18446744073709551615"], "--timeout"),
         (&["identify"], "--nqn"),
         (&["identify", "-n", ""], "--nqn"),
         (&["perf"], "--nqn"),
+        (&["perf", "-n", NQN, "--nsid", "0"], "--nsid"),
+        (&["perf", "-n", NQN, "--nsid", "4294967295"], "--nsid"),
         (&["perf", "-n", NQN, "--rw", "sideways"], "sideways"),
         (&["perf", "-n", NQN, "--bs", "4x"], "4x"),
         (&["perf", "-n", NQN, "--iodepth", "0"], "0"),
         (&["perf", "-n", NQN, "--rwmixread", "101"], "101"),
         (&["perf", "-n", NQN, "--rate", "0"], "0"),
         (&["perf", "-n", NQN, "--runtime", "soon"], "soon"),
+        (&["perf", "-n", NQN, "--runtime", "0"], "--runtime"),
+        (&["perf", "-n", NQN, "--runtime", "18446744073709551615"], "--runtime"),
+        (&["perf", "-n", NQN, "--number-ios", "0"], "--number-ios"),
         (&["perf", "-n", NQN, "--verify", "md5"], "md5"),
         (&["perf", "-n", NQN, "--rw", "trim", "--verify"], "--verify"),
         (&["completions", "cmd"], "cmd"),
@@ -290,41 +302,6 @@ fn a_daemon_that_starts_while_another_ends_takes_over() {
     second.signal(Signal::TERM);
     let (status, said, _) = second.wait();
     assert!(status.success(), "{said}");
-}
-
-#[test]
-fn every_example_configuration_starts_and_does_what_it_prints() {
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target-config");
-    let mut count = 0;
-    for entry in fs::read_dir(examples).unwrap() {
-        let folder = folder();
-        let mut config = fs::read_to_string(entry.unwrap().path()).unwrap();
-        for port in ["4420", "4421"] {
-            // As is, unless something on this machine has the port.
-            if TcpListener::bind(("0.0.0.0", port.parse().unwrap())).is_err() {
-                config =
-                    config.replace(&format!("port = {port}"), &format!("port = {}", free_port()));
-            }
-        }
-        write_config(folder.path(), &config);
-        let daemon = Daemon::spawn_with(folder.path(), &["serve", "--config", "tidegate.toml"]);
-        let mut lines = Vec::new();
-        while !lines.last().is_some_and(|line: &String| line.contains("nvme list")) {
-            lines.push(daemon.line());
-        }
-        // The line to try next, as it was printed, but for its duration and who asks.
-        let line = lines.iter().find(|line| line.contains("tidegate perf")).unwrap();
-        let line = line.replace("--runtime 10s", "--runtime 50ms");
-        let mut arguments: Vec<_> = line.split_whitespace().skip(1).collect();
-        arguments.extend(["-q", "nqn.2026-11.io.tidegate:host-a"]);
-        let report = run_json(folder.path(), &arguments);
-        assert!(report["read"]["ios"].as_u64().unwrap() > 0, "{report}");
-        daemon.signal(Signal::INT);
-        let (status, said, _) = daemon.wait();
-        assert!(status.success(), "{said}");
-        count += 1;
-    }
-    assert!(count >= 3, "the examples have gone");
 }
 
 #[test]

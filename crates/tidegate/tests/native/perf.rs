@@ -97,20 +97,29 @@ fn acknowledged(state: &Path) -> usize {
     entries.filter(|entry| entry[..4] != [0; 4]).count()
 }
 
-/// A relay to `port` that once makes zeroes of the data of a read, if that is `length` bytes, when told to.
+/// A relay to `port` that once makes zeroes of the data of a read, if that is `length` bytes, when told to, and swallows what
+/// the admin queue answers once there is an I/O queue, if told to.
 struct Relay {
     port: u16,
     damage: Arc<AtomicBool>,
+    mute: Arc<AtomicBool>,
 }
 
 impl Relay {
     fn start(port: u16, length: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let own = listener.local_addr().unwrap().port();
-        let damage = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&damage);
+        let [damage, mute, has_io_queue] = [(); 3].map(|()| Arc::new(AtomicBool::new(false)));
+        let (flag, wanted) = (Arc::clone(&damage), Arc::clone(&mute));
         std::thread::spawn(move || {
-            for host in listener.incoming() {
+            for (number, host) in listener.incoming().enumerate() {
+                has_io_queue.store(number > 0, Ordering::Relaxed);
+                let (has_io_queue, wanted) = (Arc::clone(&has_io_queue), Arc::clone(&wanted));
+                let is_mute = move || {
+                    number == 0
+                        && has_io_queue.load(Ordering::Relaxed)
+                        && wanted.load(Ordering::Relaxed)
+                };
                 let host = host.unwrap();
                 let target = TcpStream::connect(("127.0.0.1", port)).unwrap();
                 let (mut from, mut to) = (host.try_clone().unwrap(), target.try_clone().unwrap());
@@ -119,14 +128,20 @@ impl Relay {
                     let _ = to.shutdown(Shutdown::Write);
                 });
                 let flag = Arc::clone(&flag);
-                std::thread::spawn(move || relay(target, &host, length, &flag));
+                std::thread::spawn(move || relay(target, &host, length, &flag, is_mute));
             }
         });
-        Self { port: own, damage }
+        Self { port: own, damage, mute }
     }
 }
 
-fn relay(mut target: TcpStream, mut host: &TcpStream, length: usize, damage: &AtomicBool) {
+fn relay(
+    mut target: TcpStream,
+    mut host: &TcpStream,
+    length: usize,
+    damage: &AtomicBool,
+    is_mute: impl Fn() -> bool,
+) {
     let mut pdu = vec![0; 8];
     loop {
         pdu.truncate(8);
@@ -144,7 +159,7 @@ fn relay(mut target: TcpStream, mut host: &TcpStream, length: usize, damage: &At
         {
             pdu[data..data + length].fill(0);
         }
-        if host.write_all(&pdu).is_err() {
+        if !is_mute() && host.write_all(&pdu).is_err() {
             break;
         }
     }
@@ -195,6 +210,7 @@ fn damage_behind_the_targets_back_is_found_and_named() {
     let (code, report, stderr) = site.run(check);
     assert_eq!(code, 1, "{stderr}");
     assert!(stderr.contains("verification failed for 5 I/Os"), "{stderr}");
+    assert!(stderr.contains(report["error"].as_str().unwrap()), "{stderr}{report}");
     let mut found: Vec<(u64, &str, &str)> = report["verify"]["failures"]
         .as_array()
         .unwrap()
@@ -220,9 +236,9 @@ fn damage_behind_the_targets_back_is_found_and_named() {
             (10, "corrupt", "corrupt: byte 64 and on is not what any run wrote"),
         ]
     );
-    // A drawing needs figures, and a run that only verified has none.
+    // A drawing needs figures, and a run that only verifies has none.
     let (code, _, stderr) = site.run(&format!("{check} --plot nothing.svg"));
-    assert_eq!(code, 1);
+    assert_eq!(code, 2);
     assert!(stderr.contains("nothing to draw"), "{stderr}");
 }
 
@@ -259,6 +275,21 @@ fn damage_on_the_way_fails_the_digest() {
 }
 
 #[test]
+fn a_keep_alive_without_an_answer_ends_the_run_and_is_in_its_report() {
+    let site = Site::new();
+    let _daemon = site.serve();
+    let relay = Relay::start(site.port, BLOCK);
+    relay.mute.store(true, Ordering::Relaxed);
+    let arguments = "--nsid 1 -k 1 --timeout 1 --runtime 60";
+    let (code, report, stderr) = site.run_through(relay.port, arguments);
+    assert_eq!(code, 1, "{stderr}");
+    let error = report["error"].as_str().unwrap();
+    assert!(error.contains("did not answer") && stderr.contains(error), "{stderr}{report}");
+    assert!(report["read"]["ios"].as_u64().unwrap() > 0, "{report}");
+    assert!(report["seconds"].as_f64().unwrap() < 60.0, "{report}");
+}
+
+#[test]
 fn acknowledged_writes_survive_the_death_of_the_target() {
     let site = Site::new();
     let daemon = site.serve();
@@ -283,8 +314,9 @@ fn acknowledged_writes_survive_the_death_of_the_target() {
 #[test]
 fn wrong_invocations_are_told_from_failures() {
     let site = Site::new();
-    let (code, _, stderr) = site.run("--rw read");
+    let (code, report, stderr) = site.run("--rw read");
     assert_eq!(code, 1);
+    assert!(stderr.contains(report["error"].as_str().unwrap()), "{report}");
     assert!(stderr.contains("nothing listens on") && stderr.lines().count() == 1, "{stderr}");
     let _daemon = site.serve();
     for arguments in [
@@ -296,9 +328,78 @@ fn wrong_invocations_are_told_from_failures() {
         "--nsid 1 --rw trim --verify",
         "--nsid 1 --bs 1m --numjobs 5",
     ] {
+        let (code, report, stderr) = site.run(arguments);
+        assert_eq!(code, 2, "{arguments}: {stderr}");
+        assert!(stderr.contains(report["error"].as_str().unwrap()), "{report}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
+
+#[test]
+fn a_namespace_that_is_not_there_is_named_beside_those_that_are() {
+    let site = Site::new();
+    let _daemon = site.serve();
+    // One that the target could have, and one beyond those that it could.
+    for nsid in ["3", "1000000"] {
+        let (code, _, stderr) = site.run(&format!("--nsid {nsid}"));
+        assert_eq!(code, 1, "{stderr}");
+        for named in [&format!("namespace {nsid} "), "--nsid", "(1, 2)"] {
+            assert!(stderr.contains(named), "{stderr}");
+        }
+    }
+}
+
+#[test]
+fn what_this_machine_has_not_got_is_a_failure_that_says_what_to_lower() {
+    let site = Site::new();
+    let _daemon = site.serve();
+    let cases = [
+        // Memory for the data in flight.
+        ("ulimit -v 300000", "--numjobs 60 --iodepth 128 --bs 64k", "--iodepth"),
+        // Memory for the stacks of threads, of 2 MiB each.
+        ("ulimit -v 300000", "--numjobs 120 --runtime 30", "--numjobs"),
+        // Descriptors.
+        ("ulimit -n 12", "--numjobs 20", "--numjobs"),
+    ];
+    for (limit, arguments, named) in cases {
+        let tidegate = env!("CARGO_BIN_EXE_tidegate");
+        let port = site.port.to_string();
+        let arguments = perf_arguments(&port, arguments).join(" ");
+        let output = Command::new("sh")
+            .args(["-c", &format!("{limit}; exec {tidegate} {arguments}")])
+            .current_dir(site.folder.path())
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{limit}: {stderr}");
+        assert!(stderr.contains(named) && stderr.lines().count() == 1, "{limit}: {stderr}");
+    }
+}
+
+#[test]
+fn what_the_command_line_alone_decides_is_a_wrong_invocation() {
+    // Nothing serves: asking would fail.
+    let site = Site::new();
+    for (arguments, named) in [
+        ("--numjobs 1024 --connections 1024", "--numjobs"),
+        ("--bs 0", "--bs"),
+        ("--bs 1000", "--bs"),
+        ("--bs 4g", "--bs"),
+        ("--size 0", "--size"),
+        ("--verify", "--verify"),
+        ("--rw trim --verify-state state", "--verify"),
+    ] {
         let (code, _, stderr) = site.run(arguments);
         assert_eq!(code, 2, "{arguments}: {stderr}");
-        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.contains(named) && stderr.lines().count() == 1, "{stderr}");
+    }
+    // What takes a target to know is not.
+    let _daemon = site.serve();
+    for arguments in ["--iodepth 200", "--numjobs 200"] {
+        let (code, _, stderr) = site.run(&format!("--nsid 2 --bs 512 {arguments}"));
+        assert_eq!(code, 1, "{arguments}: {stderr}");
+        let flag = arguments.split(' ').next().unwrap();
+        assert!(stderr.contains(flag) && stderr.lines().count() == 1, "{stderr}");
     }
 }
 
@@ -309,6 +410,10 @@ fn an_interrupt_ends_the_run_with_its_report() {
     let run = spawn(site.perf("--nsid 2 --rw randwrite --runtime 60 --verify-state state"));
     // Writes that have begun show that the signal does not come before its handler.
     until("writes are acknowledged", || (acknowledged(&site.path("state")) > 0).then_some(()));
+    // Meanwhile nobody else may continue what the file tells.
+    let (code, _, stderr) = site.run("--nsid 2 --rw randwrite --verify-state state");
+    assert_eq!(code, 1, "{stderr}");
+    assert!(stderr.contains("--verify-state state") && stderr.contains("another run"), "{stderr}");
     kill_process(Pid::from_child(&run), Signal::INT).unwrap();
     let ended = run.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(0));
@@ -330,4 +435,19 @@ fn a_plot_is_a_drawing() {
     );
     let drawing = fs::read_to_string(site.path("latency.svg")).unwrap();
     assert!(drawing.starts_with("<svg") && drawing.contains("polyline"));
+}
+
+#[test]
+fn a_plot_that_cannot_be_written_is_refused_before_the_run() {
+    let site = Site::new();
+    // Nothing serves: the refusal comes before anyone is asked.
+    for plot in ["missing/latency.svg", "."] {
+        let (code, _, stderr) = site.run(&format!("--plot {plot}"));
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains(&format!("--plot {plot}")), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+    // One that can be is not there before the run.
+    assert_eq!(site.run("--plot latency.svg").0, 1);
+    assert!(!site.path("latency.svg").exists());
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::iter;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -134,6 +135,11 @@ impl Daemon {
             Ok(line) => line,
             Err(error) => panic!("no line from the daemon ({error}): {}", self.errors()),
         }
+    }
+
+    /// All that it still prints, up to its end.
+    pub(crate) fn rest(&self) -> Vec<String> {
+        iter::from_fn(|| self.lines.recv_timeout(PATIENCE).ok()).collect()
     }
 
     /// What it has written to standard error so far.
