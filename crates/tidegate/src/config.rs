@@ -78,6 +78,13 @@ pub(crate) struct Reactors {
     pub(crate) io_uring: IoUring,
 }
 
+impl Reactors {
+    /// The idle policy of the reactor on this core.
+    pub(crate) fn idle_on(&self, core: usize) -> Idle {
+        self.idle_by_core.get(&core.to_string()).map_or(self.idle, |own| *own.get_ref())
+    }
+}
+
 /// Idle policy of a reactor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]

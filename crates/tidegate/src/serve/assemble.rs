@@ -36,18 +36,14 @@ pub(super) type Devices = BTreeMap<String, Arc<dyn BlockDevice>>;
 pub(super) fn node(config: &Config, cores: &[usize]) -> NodeConfig {
     let reactors = cores
         .iter()
-        .map(|&core| {
-            let own = config.reactors.idle_by_core.get(&core.to_string());
-            let own = own.map_or(config.reactors.idle, |own| *own.get_ref());
-            ReactorConfig {
-                core: Some(core),
-                idle: idle(own, config),
-                ring: match config.reactors.io_uring {
-                    IoUring::Auto => RingChoice::default(),
-                    IoUring::Never => RingChoice::Forbidden,
-                },
-                ..ReactorConfig::default()
-            }
+        .map(|&core| ReactorConfig {
+            core: Some(core),
+            idle: idle(config.reactors.idle_on(core), config),
+            ring: match config.reactors.io_uring {
+                IoUring::Auto => RingChoice::default(),
+                IoUring::Never => RingChoice::Forbidden,
+            },
+            ..ReactorConfig::default()
         })
         .collect();
     let tcp = &config.transports.tcp;

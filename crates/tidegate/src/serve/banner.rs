@@ -107,13 +107,10 @@ fn reactors(config: &Config, cores: &[usize], allowed: &CpuSet) -> String {
         .into_iter()
         .filter(|(_, cores)| !cores.is_empty())
         .map(|(how, cores)| how.to_owned() + &named(&cores));
-    let policy = |core: &usize| {
-        let own = config.reactors.idle_by_core.get(&core.to_string());
-        match own.unwrap_or(&config.reactors.idle) {
-            Idle::Poll => "poll",
-            Idle::Adaptive => "adaptive",
-            Idle::Interrupt => "interrupt",
-        }
+    let policy = |core: &usize| match config.reactors.idle_on(*core) {
+        Idle::Poll => "poll",
+        Idle::Adaptive => "adaptive",
+        Idle::Interrupt => "interrupt",
     };
     let mut by_policy = BTreeMap::<_, Vec<usize>>::new();
     for core in cores {

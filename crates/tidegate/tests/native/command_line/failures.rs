@@ -99,8 +99,8 @@ fn manual_pages_that_cannot_be_written_are_a_failure_that_names_the_folder() {
 #[test]
 fn the_systems_words_come_once_in_a_line() {
     let folder = folder();
-    // An address that this machine has not got (RFC 5737).
-    let config = file_config(free_port(), "").replace("127.0.0.1", "192.0.2.1");
+    // A folder in which nobody can make a file.
+    let config = file_config(free_port(), "").replace("disk.img", "/proc/disk.img");
     write_config(folder.path(), &config);
     let arguments = ["serve", "--config", "tidegate.toml"];
     let output = run(folder.path(), &arguments);
