@@ -49,6 +49,12 @@ counters! {
     ring_enters,
     /// Jobs given to the worker threads.
     offloads,
+    /// Nanoseconds spent in turns in which something was done.
+    busy_nanos,
+    /// Nanoseconds spent in turns that found nothing to do.
+    idle_nanos,
+    /// Nanoseconds slept; a sleep is added when it is over.
+    sleep_nanos,
 }
 
 /// One counter with one writer.
@@ -59,6 +65,11 @@ impl Counter {
     pub(crate) fn add(&self, count: u64) {
         let sum = self.0.load(Ordering::Relaxed).wrapping_add(count);
         self.0.store(sum, Ordering::Relaxed);
+    }
+
+    /// Adds nanoseconds.
+    fn add_time(&self, time: Duration) {
+        self.add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
     fn value(&self) -> u64 {
@@ -126,7 +137,7 @@ impl SharedLoad {
     }
 }
 
-/// The reactor's side of the busy share: adds up turns and publishes once per window.
+/// Where the reactor's time goes: adds up turns, and publishes the busy share once per window.
 #[derive(Debug)]
 pub(crate) struct BusyMeter {
     started: Instant,
@@ -139,12 +150,28 @@ impl BusyMeter {
         BusyMeter { started: now, last: now, busy: Duration::ZERO }
     }
 
-    /// The time since the last call was spent on work, or was not.
-    pub(crate) fn passed(&mut self, now: Instant, working: bool, load: &SharedLoad) {
-        if working {
-            self.busy += now.since(self.last);
-        }
+    /// The time since the last call was slept.
+    pub(crate) fn slept(&mut self, now: Instant, counters: &Counters) {
+        counters.sleep_nanos.add_time(now.since(self.last));
         self.last = now;
+    }
+
+    /// The time since the last call was spent on work, or was not.
+    pub(crate) fn passed(
+        &mut self,
+        now: Instant,
+        working: bool,
+        load: &SharedLoad,
+        counters: &Counters,
+    ) {
+        let passed = now.since(self.last);
+        self.last = now;
+        if working {
+            self.busy += passed;
+            counters.busy_nanos.add_time(passed);
+        } else {
+            counters.idle_nanos.add_time(passed);
+        }
         let window = now.since(self.started);
         if window >= WINDOW {
             let permille = self.busy.as_nanos().saturating_mul(1000) / window.as_nanos().max(1);
@@ -164,16 +191,22 @@ mod tests {
     fn the_busy_share_is_measured_and_fades_in_sleep() {
         let time = SimulatedClock::new();
         let load = SharedLoad::new(time.clock());
+        let counters = Counters::default();
         let mut meter = BusyMeter::new(time.now());
         for turn in 0..8 {
             time.advance(WINDOW / 4);
-            meter.passed(time.now(), turn % 2 == 0, &load);
+            meter.passed(time.now(), turn % 2 == 0, &load, &counters);
         }
         assert_eq!(load.load().busy, 500);
         time.advance(WINDOW * 10);
         assert_eq!(load.load().busy, 50);
-        meter.passed(time.now(), false, &load);
+        meter.slept(time.now(), &counters);
+        meter.passed(time.now(), false, &load, &counters);
         assert_eq!(load.load().busy, 0);
+        let values = counters.values();
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap();
+        assert_eq!((values.busy_nanos, values.idle_nanos), (nanos(WINDOW), nanos(WINDOW)));
+        assert_eq!(values.sleep_nanos, nanos(WINDOW * 10));
     }
 
     #[test]

@@ -222,7 +222,8 @@ impl Reactor {
         let shared = &*inner.shared;
         let now = self.clock.now();
         inner.now.set(now);
-        self.meter.passed(now, self.last == Progress::Worked, &shared.load);
+        let worked = self.last == Progress::Worked;
+        self.meter.passed(now, worked, &shared.load, &shared.counters);
 
         let mut worked = self.run_messages();
         worked |= self.run_results();
@@ -342,7 +343,8 @@ impl Reactor {
             return;
         }
         let Some(in_ring) = inner.ring.as_ref().map_or(Some(false), Ring::sleeps) else { return };
-        let left = self.next_deadline().map(|deadline| deadline.since(self.clock.now()));
+        let began = self.clock.now();
+        let left = self.next_deadline().map(|deadline| deadline.since(began));
         if left == Some(Duration::ZERO) {
             return;
         }
@@ -355,6 +357,7 @@ impl Reactor {
         }
         shared.activity.enter(Step::Sleep);
         shared.counters.sleeps.add(1);
+        self.meter.passed(began, false, &shared.load, &shared.counters);
         let waited = match &inner.ring {
             Some(ring) if in_ring => {
                 shared.counters.ring_enters.add(1);
@@ -367,7 +370,9 @@ impl Reactor {
         shared.inbox.awake(waited.inbox);
         shared.activity.enter(Step::Runtime);
         shared.counters.wakeups.add(u64::from(waited.inbox));
-        self.epoll_due = EpollDue { turns: 0, asked: self.clock.now(), more: waited.more };
+        let now = self.clock.now();
+        self.meter.slept(now, &shared.counters);
+        self.epoll_due = EpollDue { turns: 0, asked: now, more: waited.more };
     }
 }
 

@@ -29,6 +29,7 @@ pub mod io;
 pub mod log_page;
 mod obligation;
 pub mod shard;
+pub mod statistics;
 
 pub use action::{ADMIN_IN_CAPSULE, Action, CommandRefused, DisconnectReason, QueueInfo};
 pub use handle::{PortId, QueueId, RequestId, ShardIndex};

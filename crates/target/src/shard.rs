@@ -37,6 +37,7 @@ mod hosts;
 mod intake;
 mod keep_alive;
 pub mod message;
+mod outstanding;
 mod pause;
 mod pledges;
 mod property;
@@ -63,6 +64,7 @@ use controller::Controller;
 use counters::Counters;
 use hosts::Hosts;
 use message::Body;
+use outstanding::Outstanding;
 pub use pause::{PauseId, PauseStatus};
 use queue::{Queue, Queues};
 use request::{MAX_REQUESTS, Requests};
@@ -125,6 +127,7 @@ pub struct Shard {
     now: Instant,
     configuration: Arc<Configuration>,
     requests: Requests,
+    outstanding: Outstanding,
     queues: Queues,
     pledges: pledges::Pledges,
     hosts: Hosts,
@@ -188,6 +191,7 @@ impl Shard {
             now,
             configuration: Configuration::empty(),
             requests: Requests::preallocated(limits.requests),
+            outstanding: Outstanding::new(limits.requests),
             queues: Queues::growing(limits.queues),
             pledges: pledges::Pledges::default(),
             hosts: Hosts::new(limits.queues),

@@ -13,6 +13,7 @@ use crate::failure::{Failure, WrongInvocation};
 use crate::identify::{self, IdentifyArgs};
 use crate::output;
 use crate::perf::{self, PerfArgs};
+use crate::rpc::{self, RpcArgs};
 use crate::serve::{self, ServeArgs};
 
 /// A userspace NVMe-oF storage node: exports files, block devices and memory to remote hosts.
@@ -34,6 +35,8 @@ enum Command {
     Identify(IdentifyArgs),
     /// Measure a namespace, and verify what is read.
     Perf(Box<PerfArgs>),
+    /// Call a method of a running node.
+    Rpc(RpcArgs),
     /// Print a completion script for a shell, for its completion folder.
     Completions {
         /// The shell.
@@ -89,6 +92,7 @@ impl Command {
             Command::Discover(args) => Ok(discover::run(&args)?),
             Command::Identify(args) => Ok(identify::run(&args)?),
             Command::Perf(args) => Ok(perf::run(&args)?),
+            Command::Rpc(args) => Ok(rpc::run(&args)?),
             Command::Completions { shell } => {
                 // Into memory, since the generator panics where it cannot write.
                 let mut script = Vec::new();
@@ -124,7 +128,7 @@ mod tests {
     fn a_wrong_invocation_is_one_line() {
         for arguments in [
             &["tidegate"][..],
-            &["tidegate", "serve"],
+            &["tidegate", "serve", "--reseed"],
             &["tidegate", "serve", "--confg", "x"],
             &["tidegate", "nonsense"],
         ] {

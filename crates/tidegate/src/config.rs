@@ -12,7 +12,7 @@ pub(crate) mod quantity;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -39,6 +39,8 @@ pub(crate) struct Config {
     pub(crate) transports: Transports,
     pub(crate) devices: BTreeMap<String, Spanned<Device>>,
     pub(crate) subsystems: Vec<Spanned<Subsystem>>,
+    pub(crate) rpc: Rpc,
+    pub(crate) state: State,
     pub(crate) logging: Logging,
 }
 
@@ -294,6 +296,51 @@ pub(crate) enum Transport {
     Tcp,
 }
 
+/// `[rpc]`: where clients reach the control plane.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Rpc {
+    /// The Unix socket, or `none`.
+    pub(crate) socket: Option<PathBuf>,
+    /// JSON-RPC on a TCP port; unset: not at all.
+    pub(crate) tcp: Option<RpcTcp>,
+    /// JSON-RPC by HTTP; unset: not at all.
+    pub(crate) http: Option<RpcHttp>,
+}
+
+/// `[rpc.tcp]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RpcTcp {
+    #[serde(default = "loopback")]
+    pub(crate) address: IpAddr,
+    pub(crate) port: u16,
+}
+
+/// `[rpc.http]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RpcHttp {
+    #[serde(default = "loopback")]
+    pub(crate) address: IpAddr,
+    pub(crate) port: u16,
+    /// A file that holds `user:password`.
+    pub(crate) credentials: PathBuf,
+}
+
+/// Reachable from this machine alone.
+fn loopback() -> IpAddr {
+    Ipv4Addr::LOCALHOST.into()
+}
+
+/// `[state]`: what clients configured is kept.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct State {
+    /// The directory, or `none`.
+    pub(crate) directory: Option<PathBuf>,
+}
+
 /// `[logging]`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -371,6 +418,11 @@ impl Source {
             problem: problem.to_string(),
         }
     }
+}
+
+/// What a daemon without a configuration file is told: nothing.
+pub(crate) fn empty() -> (Config, Source) {
+    (Config::default(), Source { file: PathBuf::new(), text: String::new() })
 }
 
 /// Reads and checks a configuration file.

@@ -13,6 +13,7 @@ mod identify;
 mod logging;
 mod output;
 mod perf;
+mod rpc;
 mod serve;
 
 use std::process::ExitCode;

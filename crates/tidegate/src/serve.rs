@@ -1,35 +1,57 @@
-//! `tidegate serve`: from a configuration file to a running node, and back down again.
+//! `tidegate serve`: from a configuration file and the remembered state to a running node, and back down again.
 //!
 //! The main thread waits for signals and for the node to start, which a thread of its own does. Nothing is created
-//! before the whole configuration has been checked, and no host can connect before everything is there.
+//! before the whole configuration file has been checked, and no host can connect before everything is there.
 
 mod assemble;
 mod banner;
 mod limits;
+mod objects;
+mod rpc;
+mod state;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
+use control::plane::Plane;
+use node::Node;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use target::configuration::Configuration;
-use tidegate::node::Node;
 use tracing::{info, warn};
 
+use self::rpc::Rpc;
+use self::state::Seeded;
 use crate::config::{self, Config, Source};
 use crate::failure::Failure;
 use crate::logging;
 
+/// How long what is in use (a port, a file, the state) is waited for: after `kill -9` of an earlier daemon the kernel
+/// holds it for a while, and its last writes may still be landing.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Configuration file in TOML; see docs/configuration.md and the examples in target-config/.
+    /// Configuration file in TOML; see docs/configuration.md and the examples in target-config/. Without one, the
+    /// node serves what it remembers, or nothing until a client of its RPC socket says what.
     #[arg(long, short, value_name = "FILE")]
-    config: PathBuf,
+    config: Option<PathBuf>,
+    /// Answer JSON-RPC on this Unix socket; `none`: on no socket [default: rpc.socket of the file, else /var/tmp/tidegate.sock].
+    #[arg(long, value_name = "PATH")]
+    rpc_socket: Option<PathBuf>,
+    /// Keep what is configured in this directory; `none`: forget it with the process [default: state.directory of the
+    /// file, else /var/lib/tidegate for root, ~/.local/state/tidegate for others].
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Replace what is remembered by what the configuration file says.
+    #[arg(long, requires = "config")]
+    reseed: bool,
     /// Print what is exported as one line of JSON instead of text.
     #[arg(long)]
     json: bool,
@@ -45,7 +67,18 @@ enum Event {
 struct Serving {
     cores: Vec<usize>,
     configuration: Arc<Configuration>,
-    node: Node,
+    plane: Arc<Plane>,
+    rpc: Rpc,
+}
+
+impl Serving {
+    /// Finishes what is in flight, all within `timeout`.
+    fn end(self, timeout: Duration) -> Result<(), Failure> {
+        let until = Instant::now() + timeout;
+        self.rpc.stop();
+        self.plane.node().shutdown(until.saturating_duration_since(Instant::now()))?;
+        Ok(())
+    }
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -53,40 +86,45 @@ struct Serving {
 /// # Errors
 /// A wrong configuration, something that cannot be had, or what was stuck at the end.
 pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
-    let (config, source) = config::load(&args.config)?;
+    let (mut config, source) = match &args.config {
+        Some(path) => config::load(path)?,
+        None => config::empty(),
+    };
+    // What the command line says goes before what the file says.
+    config.rpc.socket = args.rpc_socket.clone().or(config.rpc.socket);
+    config.state.directory = args.state.clone().or(config.state.directory);
     logging::start(&config.logging);
     limits::raise();
-    let config = Arc::new(config);
+    let (config, reseed) = (Arc::new(config), args.reseed);
     let (sender, events) = mpsc::channel();
     watch_signals(sender.clone())?;
     // On a thread of its own: it may wait for a port or a lock, and a signal is not to wait for that.
     let wanted = Arc::clone(&config);
     thread::Builder::new()
         .name("start".to_owned())
-        .spawn(move || drop(sender.send(Event::Serving(start(&wanted, &source)))))
+        .spawn(move || drop(sender.send(Event::Serving(start(&wanted, &source, reseed)))))
         .context("cannot start a thread")?;
     let mut serving = None;
     loop {
         match events.recv().context("the start did not come to an end")? {
             Event::Serving(started) => {
-                let Serving { cores, configuration, node } = started?;
+                let started = started?;
                 // Hosts are served all the same.
-                if let Err(error) = banner::print(&config, &cores, &configuration, &node, args.json)
-                {
+                if let Err(error) = banner::print(&config, &started, args.json) {
                     warn!("what is exported cannot be printed: {error:#}");
                 }
-                serving = Some(node);
+                serving = Some(started);
             }
             Event::Signal(signal) => {
                 let name = if signal == SIGINT { "SIGINT" } else { "SIGTERM" };
-                let Some(node) = serving else {
+                let Some(serving) = serving else {
                     // No host can have connected: there is nothing to finish.
                     info!("{name}: not serving yet");
                     return Ok(());
                 };
                 let timeout = config.shutdown_timeout();
                 info!("{name}: finishing what is in flight, for up to {timeout:?}");
-                node.shutdown(timeout)?;
+                serving.end(timeout)?;
                 info!("all finished and flushed");
                 return Ok(());
             }
@@ -112,18 +150,19 @@ fn watch_signals(events: Sender<Event>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Opens what the configuration names, and listens.
-fn start(config: &Config, source: &Source) -> Result<Serving, Failure> {
-    if config.subsystems.is_empty() {
+/// Opens what the state remembers or the file names, and listens.
+fn start(config: &Config, source: &Source, reseed: bool) -> Result<Serving, Failure> {
+    let cores = config.cores().context("cannot ask which cores are allowed")?;
+    let limits = assemble::limits(config);
+    let file = objects::of(config, source, limits)?;
+    let sockets = rpc::Sockets::bind(&config.rpc)?;
+    let Seeded { store, state, remembered } = state::open(config, file, reseed)?;
+    if state.subsystems.is_empty() && !rpc::has_sockets(&config.rpc) {
         warn!("the configuration names no subsystem: there is nothing for a host to connect to");
     }
-    let cores = config.cores().context("cannot ask which cores are allowed")?;
-    // What the target itself refuses is found out before devices are opened or made.
-    assemble::configuration(config, source, &assemble::Devices::new())?;
-    let devices = assemble::devices(config)?;
-    let configuration = assemble::configuration(config, source, &devices)?;
     let node = Node::start(assemble::node(config, &cores))?;
-    node.configure(&configuration)?;
-    node.listen(&assemble::addresses(config), assemble::PATIENCE)?;
-    Ok(Serving { cores, configuration, node })
+    let plane = Plane::new(node, store, limits);
+    let configuration = plane.begin(state, PATIENCE, remembered)?;
+    let rpc = Rpc::start(sockets, &plane)?;
+    Ok(Serving { cores, configuration, plane, rpc })
 }

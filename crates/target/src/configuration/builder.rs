@@ -1,5 +1,6 @@
 //! The one way to a new configuration: from the one before, change by change, each checked as it comes.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -17,11 +18,18 @@ pub struct ConfigurationBuilder {
     before: Arc<Configuration>,
     subsystems: Vec<Arc<Subsystem>>,
     listeners: Vec<Listener>,
+    /// Subsystems that a shard has to look at.
+    touched: BTreeSet<Nqn>,
 }
 
 impl ConfigurationBuilder {
     pub(super) fn new(before: Arc<Configuration>) -> Self {
-        Self { subsystems: before.subsystems.clone(), listeners: before.listeners.clone(), before }
+        Self {
+            subsystems: before.subsystems.clone(),
+            listeners: before.listeners.clone(),
+            touched: BTreeSet::new(),
+            before,
+        }
     }
 
     /// Adds a listener.
@@ -71,6 +79,12 @@ impl ConfigurationBuilder {
         let at = self.listeners.iter().position(|listener| listener.id == id);
         let at = at.ok_or(ConfigurationError::UnknownListener(id))?;
         self.listeners.remove(at);
+        // Those that name listeners cannot name this one any more; the others have lost a way in.
+        let all = self
+            .subsystems
+            .iter()
+            .filter(|subsystem| subsystem.options().reach == Reach::Everywhere);
+        self.touched.extend(all.map(|subsystem| subsystem.nqn().clone()));
         Ok(())
     }
 
@@ -83,7 +97,8 @@ impl ConfigurationBuilder {
         match self.position(&nqn) {
             Ok(_) => Err(ConfigurationError::DuplicateSubsystem(nqn)),
             Err(at) => {
-                self.subsystems.insert(at, Arc::new(Subsystem::new(nqn, options)?));
+                self.subsystems.insert(at, Arc::new(Subsystem::new(nqn.clone(), options)?));
+                self.touched.insert(nqn);
                 Ok(())
             }
         }
@@ -106,6 +121,7 @@ impl ConfigurationBuilder {
         match self.position(nqn) {
             Ok(at) => {
                 self.subsystems.remove(at);
+                self.touched.insert(nqn.clone());
                 Ok(())
             }
             Err(_) => Err(ConfigurationError::UnknownSubsystem(nqn.clone())),
@@ -174,6 +190,8 @@ impl ConfigurationBuilder {
         Ok(Arc::new(Configuration {
             discovery_generation: self.before.discovery_generation + u64::from(changed),
             version: self.before.version + 1,
+            base: Arc::downgrade(&self.before),
+            touched: self.touched.into_iter().collect(),
             subsystems: self.subsystems,
             listeners: self.listeners,
         }))
@@ -208,6 +226,7 @@ impl ConfigurationBuilder {
     ) -> Result<(), ConfigurationError> {
         let place = self.position(nqn).ok().and_then(|at| self.subsystems.get_mut(at));
         let place = place.ok_or_else(|| ConfigurationError::UnknownSubsystem(nqn.clone()))?;
+        self.touched.insert(nqn.clone());
         if let Some(own) = Arc::get_mut(place) {
             return change(own);
         }

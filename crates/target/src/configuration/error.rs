@@ -185,3 +185,41 @@ pub enum ConfigurationError {
     #[error("listener {0} does not exist")]
     UnknownListener(ListenerId),
 }
+
+/// What a refusal is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject<'a> {
+    /// A subsystem.
+    Subsystem(&'a Nqn),
+    /// A namespace of a subsystem.
+    Namespace(&'a Nqn, u32),
+    /// A listener.
+    Listener(ListenerId),
+}
+
+impl ConfigurationError {
+    /// What is refused: of two that contradict each other the later.
+    pub fn subject(&self) -> Subject<'_> {
+        match self {
+            Self::ReservedName(subsystem)
+            | Self::DuplicateSubsystem(subsystem)
+            | Self::UnknownSubsystem(subsystem)
+            | Self::Text { subsystem, .. }
+            | Self::ControllerRange { subsystem, .. }
+            | Self::Limit { subsystem, .. }
+            | Self::UnknownListenerOf { subsystem, .. } => Subject::Subsystem(subsystem),
+            Self::NamespaceId { subsystem, nsid, .. }
+            | Self::DuplicateNamespace { subsystem, nsid }
+            | Self::UnknownNamespace { subsystem, nsid }
+            | Self::DuplicateUuid { subsystem, other: nsid, .. }
+            | Self::DuplicateNguid { subsystem, other: nsid, .. }
+            | Self::ZeroIdentifier { subsystem, nsid, .. }
+            | Self::Device { subsystem, nsid, .. } => Subject::Namespace(subsystem, *nsid),
+            Self::DuplicateListener(listener)
+            | Self::DuplicateAddress { other: listener, .. }
+            | Self::OverlappingAddress { listener, .. }
+            | Self::Address { listener, .. }
+            | Self::UnknownListener(listener) => Subject::Listener(*listener),
+        }
+    }
+}

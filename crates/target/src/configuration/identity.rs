@@ -47,7 +47,7 @@ impl NamespaceIdentity {
 }
 
 /// The serial number of a subsystem that was given none: 20 hexadecimal digits of its NQN's hash.
-pub(crate) fn derive_serial(subsystem: &str) -> String {
+pub fn derive_serial(subsystem: &str) -> String {
     let mut serial = derive("serial", &[subsystem.as_bytes()]).simple().to_string();
     serial.truncate(20);
     serial.make_ascii_uppercase();

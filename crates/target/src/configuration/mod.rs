@@ -30,15 +30,14 @@ pub(crate) mod test_device;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use nvme::address::TransportAddress;
 
 pub use builder::ConfigurationBuilder;
 pub use changes::{Change, changed_namespaces, changes};
-pub use error::ConfigurationError;
-pub use identity::NamespaceIdentity;
-pub(crate) use identity::derive_serial;
+pub use error::{ConfigurationError, Subject};
+pub use identity::{NamespaceIdentity, derive_serial};
 pub use listener::{Listener, ListenerId, Reach};
 pub use namespace::{Namespace, NamespaceOptions, NamespaceState};
 pub(crate) use subsystem::{FIRMWARE, MODEL};
@@ -55,6 +54,10 @@ pub struct Configuration {
     listeners: Vec<Listener>,
     version: u64,
     discovery_generation: u64,
+    /// The snapshot it was made from. Its memory stays taken while this refers to it, so no other has its address.
+    base: Weak<Configuration>,
+    /// The subsystems that were touched then, in the order of their NQNs.
+    touched: Vec<nvme::Nqn>,
 }
 
 impl Configuration {

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::ConfigurationError;
 use super::identity::NamespaceIdentity;
+use crate::statistics::Statistics;
 
 /// What a namespace is made of.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub struct NamespaceOptions {
     pub nguid: Option<[u8; 16]>,
     /// Whether hosts may only read, though the device may be writable.
     pub read_only: bool,
+    /// Where the operations of its device are counted; namespaces over the same device share it.
+    pub statistics: Arc<Statistics>,
 }
 
 impl NamespaceOptions {
@@ -47,6 +50,7 @@ impl NamespaceOptions {
             uuid: None,
             nguid: None,
             read_only: false,
+            statistics: Arc::default(),
         }
     }
 }
@@ -157,6 +161,11 @@ impl Namespace {
     /// Its UUID and NGUID. While the device is missing, those that would do without a medium.
     pub fn identity(&self) -> NamespaceIdentity {
         self.identity
+    }
+
+    /// Where the operations of its device are counted.
+    pub fn statistics(&self) -> &Statistics {
+        &self.options.statistics
     }
 
     /// Whether it is in the list of active namespaces.

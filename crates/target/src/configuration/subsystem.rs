@@ -161,6 +161,16 @@ pub struct Subsystem {
 }
 
 impl Subsystem {
+    /// The same without its namespaces.
+    pub(crate) fn without_namespaces(&self) -> Self {
+        Self {
+            nqn: self.nqn.clone(),
+            options: Arc::clone(&self.options),
+            serial: Arc::clone(&self.serial),
+            namespaces: Vec::new(),
+        }
+    }
+
     pub(super) fn new(nqn: Nqn, options: SubsystemOptions) -> Result<Self, ConfigurationError> {
         if nqn.is_discovery() {
             return Err(ConfigurationError::ReservedName(nqn));

@@ -1,17 +1,19 @@
 //! This shard's side of the namespaces: one block queue each, and what is in it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use block::BlockQueue;
 use nvme::{Nqn, Status};
 
+use super::controller::Kind;
 use super::message::PauseKey;
 use super::request::Fifo;
 use super::table::{Key, Table};
 use crate::Instant;
 use crate::configuration::{Namespace, Subsystem};
 use crate::io::Bounds;
+use crate::statistics::Counters;
 
 /// One namespace on this shard.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub(crate) struct Backend {
     pub(crate) bounds: Bounds,
     /// The device's geometry when `bounds` was taken.
     pub(crate) generation: u64,
+    /// What the operations of its device on this shard have come to.
+    pub(crate) counters: Arc<Counters>,
     /// Block operations that are out.
     pub(crate) in_flight: u32,
     /// It is in the list of those that are polled.
@@ -74,6 +78,8 @@ pub(crate) struct Entry {
     pub(crate) subsystem: Arc<Subsystem>,
     /// Backends by NSID less one; absent where there is no device.
     backends: Vec<Option<Key>>,
+    /// Its controllers on this shard.
+    pub(crate) controllers: BTreeSet<u16>,
     /// It has left the configuration. Queues that are being ended still refer to it.
     pub(crate) retired: bool,
 }
@@ -83,6 +89,11 @@ impl Entry {
     pub(crate) fn backend(&self, nsid: u32) -> Option<Key> {
         let at = usize::try_from(nsid.checked_sub(1)?).ok()?;
         self.backends.get(at).copied().flatten()
+    }
+
+    /// All its backends.
+    pub(crate) fn backends(&self) -> impl Iterator<Item = Key> {
+        self.backends.iter().copied().flatten()
     }
 
     pub(crate) fn set_backend(&mut self, nsid: u32, backend: Option<Key>) {
@@ -110,6 +121,8 @@ impl Entry {
 pub(crate) struct Subsystems {
     table: Table<Key, Entry>,
     by_name: HashMap<Nqn, Key>,
+    /// Controllers of the discovery subsystem on this shard.
+    discovery: BTreeSet<u16>,
     pub(crate) backends: Table<Key, Backend>,
     /// Backends with operations out: all that has to be polled, in the order of their turns.
     pub(crate) active: VecDeque<Key>,
@@ -120,6 +133,7 @@ impl Subsystems {
         Self {
             table: Table::growing(u32::MAX),
             by_name: HashMap::new(),
+            discovery: BTreeSet::new(),
             backends: Table::growing(u32::MAX),
             active: VecDeque::new(),
         }
@@ -143,18 +157,40 @@ impl Subsystems {
     }
 
     pub(crate) fn add(&mut self, subsystem: &Arc<Subsystem>) -> Option<Key> {
-        let entry =
-            Entry { subsystem: Arc::clone(subsystem), backends: Vec::new(), retired: false };
+        let entry = Entry {
+            subsystem: Arc::clone(subsystem),
+            backends: Vec::new(),
+            controllers: BTreeSet::new(),
+            retired: false,
+        };
         let key = self.table.insert(entry).ok()?;
         self.by_name.insert(subsystem.nqn().clone(), key);
         Some(key)
     }
 
-    /// Takes a subsystem out of service; its record stays for queues that still refer to it.
+    /// The controllers of this kind on this shard.
+    pub(crate) fn controllers(&self, kind: Kind) -> Option<&BTreeSet<u16>> {
+        match kind {
+            Kind::Discovery => Some(&self.discovery),
+            Kind::Nvm(key) => Some(&self.table.get(key)?.controllers),
+        }
+    }
+
+    /// The same, to enter one that has come or take out one that goes.
+    pub(crate) fn controllers_mut(&mut self, kind: Kind) -> Option<&mut BTreeSet<u16>> {
+        match kind {
+            Kind::Discovery => Some(&mut self.discovery),
+            Kind::Nvm(key) => Some(&mut self.table.get_mut(key)?.controllers),
+        }
+    }
+
+    /// Takes a subsystem out of service; its record stays for queues that still refer to it, but lets go of the
+    /// devices: whoever removed them may want their files or memory for something else.
     pub(crate) fn retire(&mut self, key: Key) {
         if let Some(entry) = self.table.get_mut(key) {
             entry.retired = true;
             self.by_name.remove(entry.subsystem.nqn());
+            entry.subsystem = Arc::new(entry.subsystem.without_namespaces());
         }
     }
 

@@ -20,6 +20,7 @@ use crate::configuration::{
     Change, Configuration, Namespace, NamespaceState, Subsystem, changed_namespaces, changes,
 };
 use crate::io::Bounds;
+use crate::statistics::Counters;
 
 /// How a shard gets a queue on a device.
 pub type OpenQueue<'a> =
@@ -37,7 +38,9 @@ impl Shard {
         let after = Arc::clone(&self.configuration);
         let mut errors = Vec::new();
         let mut told = BTreeSet::new();
+        let mut unwelcome = Vec::new();
         for change in changes(&before, &after) {
+            self.counters.configured += 1;
             match change {
                 Change::Added(subsystem) => {
                     let Some(key) = self.subsystems.add(subsystem) else { continue };
@@ -51,6 +54,7 @@ impl Shard {
                         self.displace(key, namespace.nsid());
                     }
                     self.subsystems.retire(key);
+                    unwelcome.extend(self.unwelcome(key));
                 }
                 Change::Replaced { before, after } => {
                     let Some(key) = self.subsystems.find(after.nqn()) else { continue };
@@ -64,17 +68,15 @@ impl Shard {
                     let resized = self.refresh_bounds(key, after);
                     nsids.extend(resized);
                     told.extend(self.note_changes(key, &nsids));
+                    unwelcome.extend(self.unwelcome(key));
                 }
             }
         }
-        self.drop_unwelcome();
+        for cntlid in unwelcome {
+            self.kill_controller(cntlid, DisconnectReason::Configuration);
+        }
         if before.discovery_generation() != after.discovery_generation() {
-            told.extend(
-                self.controllers
-                    .iter()
-                    .filter(|(_, controller)| controller.kind == Kind::Discovery)
-                    .map(|(cntlid, _)| *cntlid),
-            );
+            told.extend(self.subsystems.controllers(Kind::Discovery).into_iter().flatten());
         }
         for error in &errors {
             tracing::error!(%error, "a namespace is not served");
@@ -105,11 +107,13 @@ impl Shard {
         {
             // The same device: resized, renamed, made read-only; its queue stays.
             backend.namespace = Arc::clone(namespace);
+            backend.counters = namespace.statistics().of(self.index);
             return;
         }
         self.displace(key, nsid);
         let queue = open(device.as_ref()).map_err(|error| errors.push(error)).ok();
-        let mut backend = new_backend(key, namespace, subsystem, device.as_ref(), queue);
+        let counters = namespace.statistics().of(self.index);
+        let mut backend = new_backend(key, namespace, subsystem, device.as_ref(), queue, counters);
         backend.fences = self.fences.count(namespace);
         let backend = self.subsystems.backends.insert(backend).ok();
         if let Some(entry) = self.subsystems.get_mut(key) {
@@ -146,13 +150,15 @@ impl Shard {
     /// Gives the namespaces whose device has changed its size since it was looked at: hosts have to be told.
     fn refresh_bounds(&mut self, key: Key, subsystem: &Subsystem) -> Vec<u32> {
         let mut resized = Vec::new();
-        for backend in self.subsystems.backends.values_mut() {
-            if backend.subsystem == key && !backend.retired {
-                let before = backend.generation;
-                refresh(backend, subsystem);
-                if backend.generation != before {
-                    resized.push(backend.namespace.nsid());
-                }
+        let backends: Vec<Key> =
+            self.subsystems.get(key).map(|entry| entry.backends().collect()).unwrap_or_default();
+        for backend in backends {
+            self.counters.configured += 1;
+            let Some(backend) = self.subsystems.backends.get_mut(backend) else { continue };
+            let before = backend.generation;
+            refresh(backend, subsystem);
+            if backend.generation != before {
+                resized.push(backend.namespace.nsid());
             }
         }
         resized
@@ -163,35 +169,34 @@ impl Shard {
         if nsids.is_empty() {
             return Vec::new();
         }
-        let mut told = Vec::new();
-        for (cntlid, controller) in &mut self.controllers {
-            if controller.kind == Kind::Nvm(subsystem) {
-                for nsid in nsids {
-                    controller.changed.record(*nsid);
-                }
-                told.push(*cntlid);
+        let told = self.controllers_of(subsystem);
+        for cntlid in &told {
+            let Some(controller) = self.controllers.get_mut(cntlid) else { continue };
+            for nsid in nsids {
+                controller.changed.record(*nsid);
             }
         }
         told
     }
 
-    /// Drops the controllers that could not connect any more.
-    fn drop_unwelcome(&mut self) {
-        let unwelcome: Vec<u16> = self
-            .controllers
-            .iter()
-            .filter(|(_, controller)| {
-                let Kind::Nvm(key) = controller.kind else { return false };
-                let Some(entry) = self.subsystems.get(key) else { return true };
-                entry.retired
-                    || !entry.subsystem.allows(&controller.host.nqn)
-                    || !self.reaches(controller.admin, entry.subsystem.nqn())
-            })
-            .map(|(cntlid, _)| *cntlid)
-            .collect();
-        for cntlid in unwelcome {
-            self.kill_controller(cntlid, DisconnectReason::Configuration);
-        }
+    fn controllers_of(&mut self, subsystem: Key) -> Vec<u16> {
+        let own = self.subsystems.controllers(Kind::Nvm(subsystem));
+        let own: Vec<u16> = own.into_iter().flatten().copied().collect();
+        self.counters.configured += own.len() as u64;
+        own
+    }
+
+    /// The controllers of a subsystem that could not connect any more.
+    fn unwelcome(&mut self, subsystem: Key) -> Vec<u16> {
+        let mut unwelcome = self.controllers_of(subsystem);
+        let Some(entry) = self.subsystems.get(subsystem) else { return unwelcome };
+        unwelcome.retain(|cntlid| {
+            let Some(controller) = self.controllers.get(cntlid) else { return false };
+            entry.retired
+                || !entry.subsystem.allows(&controller.host.nqn)
+                || !self.reaches(controller.admin, entry.subsystem.nqn())
+        });
+        unwelcome
     }
 
     /// Whether the device of a namespace has another size than this shard knows.
@@ -249,6 +254,7 @@ fn new_backend(
     subsystem: &Subsystem,
     device: &dyn BlockDevice,
     queue: Option<Box<dyn BlockQueue>>,
+    counters: Arc<Counters>,
 ) -> Backend {
     Backend {
         subsystem: key,
@@ -256,6 +262,7 @@ fn new_backend(
         queue,
         bounds: Bounds::new(namespace, device, subsystem.limits()),
         generation: device.geometry().generation,
+        counters,
         in_flight: 0,
         active: false,
         retired: false,

@@ -370,6 +370,9 @@ impl Shard {
             since: self.now,
         };
         self.controllers.insert(cntlid, controller);
+        if let Some(own) = self.subsystems.controllers_mut(kind) {
+            own.insert(cntlid);
+        }
         self.counters.controllers_created += 1;
         self.welcome(id, queue_id, cntlid, connect);
         Ok(())

@@ -174,7 +174,11 @@ impl Shard {
         match controller.ending {
             None => {}
             Some(Ending::Dead) => {
+                let kind = controller.kind;
                 self.controllers.remove(&cntlid);
+                if let Some(own) = self.subsystems.controllers_mut(kind) {
+                    own.remove(&cntlid);
+                }
                 self.answer_questions();
             }
             Some(Ending::Reset) => {

@@ -43,6 +43,8 @@ pub struct Counters {
     pub fences: u64,
     /// Pauses that ended by their deadline.
     pub pauses_expired: u64,
+    /// Subsystems, namespaces and controllers looked at to take on configurations.
+    pub configured: u64,
     /// Messages sent to other shards.
     pub messages_sent: u64,
     /// Handles that named nothing any more.

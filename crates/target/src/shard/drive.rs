@@ -4,18 +4,20 @@
 //! back: ranges of a Dataset Management command, namespaces of a Flush of all, a flush before a forced
 //! read. The first failure is the command's; what has not been submitted by then is not.
 
-use block::{Completion, Data, Kind, Operation};
+use block::{Completion, Data, ErrorKind, Kind, Operation};
 use nvme::{NSID_ALL, Sqe, Status};
 
 use super::Shard;
+use super::backend::Backend;
 use super::controller::Kind as ControllerKind;
 use super::intake::{Classified, Outcome};
+use super::outstanding::Started;
 use super::queue::Role;
 use super::request::{self, Stage, Task};
 use super::sgl::Transfer;
 use super::table::Key;
 use crate::io::{self, Ranges, Work};
-use crate::{RequestId, block_status};
+use crate::{Instant, RequestId, block_status};
 
 /// Most bytes of a list of ranges: 256 of 16 bytes. Linux describes as many however few it uses.
 const RANGE_LIST_MOST: u32 = 4096;
@@ -61,6 +63,19 @@ fn fail(status: Status) -> Next {
 /// What is left when nothing more is to be submitted.
 fn rest(out: bool) -> Next {
     if out { Next::Wait } else { Next::Done }
+}
+
+/// Counts an operation of the backend's device that has come back.
+fn count(backend: &Backend, started: Started, result: Result<(), ErrorKind>, now: Instant) {
+    let Started { at, class, blocks } = started;
+    match result {
+        Ok(()) => {
+            let bytes = u64::from(blocks) << backend.bounds.block_shift;
+            let nanos = now.as_nanos().saturating_sub(at.as_nanos());
+            backend.counters.succeeded(class, bytes, nanos);
+        }
+        Err(kind) => backend.counters.failed(kind),
+    }
 }
 
 impl Shard {
@@ -293,6 +308,8 @@ impl Shard {
         let token = request::token(id, request.take_part());
         request.backend = Some(key);
         backend.in_flight += 1;
+        backend.counters.submitted();
+        self.outstanding.note(token, kind, blocks, self.now);
         self.counters.operations += 1;
         queue.submit(Operation { token, kind, lba, blocks, data, fua });
         self.subsystems.activate(key);
@@ -300,13 +317,20 @@ impl Shard {
 
     /// A block operation has come back.
     pub(super) fn completed(&mut self, key: Key, completion: Completion) {
-        if let Some(backend) = self.subsystems.backends.get_mut(key) {
+        let backend = self.subsystems.backends.get_mut(key);
+        let backend = backend.map(|backend| {
             backend.in_flight = backend.in_flight.saturating_sub(1);
-        }
+            &*backend
+        });
         if let Some((id, part)) = request::of_token(completion.token, &self.requests)
             && let Some(request) = self.requests.get_mut(id)
             && request.return_part(part)
         {
+            if let (Some(backend), Some(started)) =
+                (backend, self.outstanding.get(completion.token))
+            {
+                count(backend, started, completion.result, self.now);
+            }
             if let Err(kind) = completion.result {
                 let status = match (kind, request.give_up) {
                     (block::ErrorKind::Aborted, Some(status)) => status,

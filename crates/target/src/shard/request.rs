@@ -172,6 +172,10 @@ impl Request {
 
 /// Bits of a token: part in 3:0, slot in 27:4, generation above.
 const PART_BITS: u32 = 4;
+
+/// Most block operations of a request that are out at a time.
+pub(crate) const MAX_PARTS: u32 = 1 << PART_BITS;
+
 const SLOT_BITS: u32 = 24;
 
 /// Most requests of a shard, by the bits that a token has for the slot; the highest slot stays free for
@@ -194,6 +198,11 @@ pub(crate) fn of_token(token: Token, requests: &Requests) -> Option<(RequestId, 
     let slot = field(token.0 >> PART_BITS, SLOT_BITS);
     let (request, _) = requests.at(slot)?;
     (self::token(request, part) == token).then_some((request, part))
+}
+
+/// Where the operation with this token stands among all that can be out: [`MAX_PARTS`] of each request.
+pub(crate) fn place(token: Token) -> usize {
+    usize::try_from(token.0 & ((1 << (PART_BITS + SLOT_BITS)) - 1)).unwrap_or(usize::MAX)
 }
 
 /// A first-in-first-out list of requests that is threaded through them. A request is in one at most.

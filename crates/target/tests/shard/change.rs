@@ -206,3 +206,39 @@ fn a_host_that_goes_while_its_connect_waits_leaves_nothing() {
     world.pass(Duration::from_secs(1));
     world.assert_clean();
 }
+
+/// How much a shard looks at to take on one more namespace, while that many other subsystems each have a
+/// namespace and a host.
+fn looked_at_among(others: u8) -> u64 {
+    let disks: Vec<_> =
+        (0..=others).map(|number| TestDevice::new(&format!("disk{number}"), 64)).collect();
+    let mut world = World::new(1);
+    let mut builder = target::configuration::Configuration::empty().change();
+    let name = |number: u8| nqn(&format!("{NQN}-{number}"));
+    for number in 0..others {
+        let device: Arc<TestDevice> = Arc::clone(&disks[usize::from(number)]);
+        let options = SubsystemOptions { hosts: Hosts::Any, ..SubsystemOptions::default() };
+        builder.add_subsystem(name(number), options).unwrap();
+        builder.add_namespace(&name(number), NamespaceOptions::new(1, device)).unwrap();
+    }
+    let crowded = builder.build().unwrap();
+    world.configure(&crowded, &disks.iter().collect::<Vec<_>>());
+    for number in 0..others {
+        let wire = world.open(0);
+        let attempt = Attempt::admin().subsystem(name(number).as_str());
+        world.connect(wire, &attempt).ok();
+    }
+    let mut builder = crowded.change();
+    let device: Arc<TestDevice> = Arc::clone(&disks[usize::from(others)]);
+    builder.add_namespace(&name(0), NamespaceOptions::new(2, device)).unwrap();
+    let before = world.shards[0].counters().configured;
+    world.configure(&builder.build().unwrap(), &[]);
+    world.shards[0].counters().configured - before
+}
+
+#[test]
+fn a_change_costs_what_it_touches_and_not_what_there_is() {
+    let few = looked_at_among(2);
+    assert!(few > 0);
+    assert_eq!(looked_at_among(200), few);
+}

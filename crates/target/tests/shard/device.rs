@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use block::{
     BlockDevice, BlockError, BlockQueue, Completion, Deallocation, ErrorKind, Geometry, Kind,
     Operation, Properties, Token,
 };
+use target::Instant;
 
 pub(crate) const BLOCK: u32 = 512;
 
@@ -26,6 +28,22 @@ pub(crate) struct State {
     /// Every operation that was carried out.
     pub(crate) done: Vec<(Kind, u64, u64, bool)>,
     pub(crate) queues: usize,
+    /// What the world's clock says.
+    pub(crate) now: Instant,
+    /// Every operation that has come back.
+    pub(crate) log: Vec<Logged>,
+}
+
+/// An operation that has come back, as the device saw it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Logged {
+    /// The number of its queue.
+    pub(crate) queue: usize,
+    pub(crate) kind: Kind,
+    pub(crate) blocks: u64,
+    /// How long it was here.
+    pub(crate) took: Duration,
+    pub(crate) result: Result<(), ErrorKind>,
 }
 
 #[derive(Debug)]
@@ -57,6 +75,8 @@ impl TestDevice {
                 failures: VecDeque::new(),
                 done: Vec::new(),
                 queues: 0,
+                now: Instant::ZERO,
+                log: Vec::new(),
             })),
         })
     }
@@ -128,33 +148,44 @@ impl BlockDevice for TestDevice {
 struct TestQueue {
     state: Arc<Mutex<State>>,
     number: usize,
-    operations: VecDeque<(Operation, bool)>,
+    operations: VecDeque<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    operation: Operation,
+    since: Instant,
+    aborted: bool,
 }
 
 impl BlockQueue for TestQueue {
     fn submit(&mut self, operation: Operation) {
         assert!(
-            self.operations.iter().all(|(other, _)| other.token != operation.token),
+            self.operations.iter().all(|other| other.operation.token != operation.token),
             "a token is unique while its operation is out"
         );
-        self.operations.push_back((operation, false));
+        let since = self.state.lock().unwrap().now;
+        self.operations.push_back(Held { operation, since, aborted: false });
     }
 
     fn poll(&mut self, max: usize, done: &mut dyn FnMut(Completion)) -> usize {
         let mut state = self.state.lock().unwrap();
         let mut count = 0;
         let mut kept = VecDeque::new();
-        while let Some((operation, aborted)) = self.operations.pop_front() {
-            let held = state.stuck[self.number] && !aborted;
+        while let Some(it) = self.operations.pop_front() {
+            let held = state.stuck[self.number] && !it.aborted;
             if count >= max || (held && state.allowed == 0) {
-                kept.push_back((operation, aborted));
+                kept.push_back(it);
                 continue;
             }
             state.allowed -= usize::from(held);
             count += 1;
+            let Held { operation, since, aborted } = it;
             let result =
                 if aborted { Err(ErrorKind::Aborted) } else { carry_out(&mut state, &operation) };
-            let token = operation.token;
+            let Operation { token, kind, blocks, .. } = operation;
+            let took = state.now.since(since);
+            state.log.push(Logged { queue: self.number, kind, blocks, took, result });
             drop(operation);
             done(Completion { token, result });
         }
@@ -166,8 +197,8 @@ impl BlockQueue for TestQueue {
         if !self.state.lock().unwrap().cancels {
             return false;
         }
-        let found = self.operations.iter_mut().find(|(operation, _)| operation.token == token);
-        found.map(|(_, aborted)| *aborted = true).is_some()
+        let found = self.operations.iter_mut().find(|it| it.operation.token == token);
+        found.map(|it| it.aborted = true).is_some()
     }
 
     fn outstanding(&self) -> usize {
@@ -177,7 +208,7 @@ impl BlockQueue for TestQueue {
     fn needs_poll(&self) -> bool {
         let state = self.state.lock().unwrap();
         let held = state.stuck[self.number] && state.allowed == 0;
-        self.operations.iter().any(|(_, aborted)| *aborted || !held)
+        self.operations.iter().any(|it| it.aborted || !held)
     }
 }
 

@@ -203,6 +203,9 @@ impl World {
     /// One turn of every shard, its transport, and the mail.
     pub(crate) fn turn(&mut self) -> bool {
         let mut moved = false;
+        for device in &self.devices {
+            device.state.lock().unwrap().now = self.now;
+        }
         for index in 0..self.shards.len() {
             moved |= self.shards[index].poll(self.now);
             moved |= self.serve(index);

@@ -27,3 +27,4 @@ mod lifecycle;
 mod pause;
 mod pledges;
 mod shutdown;
+mod statistics;

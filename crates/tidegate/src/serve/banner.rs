@@ -5,23 +5,20 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use node::Node;
 use rustix::thread::{CpuSet, sched_getaffinity};
 use serde_json::{Value, json};
 use target::configuration::{Configuration, Hosts, Listener, Subsystem};
-use tidegate::node::Node;
 
+use super::Serving;
 use crate::config::quantity::Size;
 use crate::config::{Config, Idle};
 use crate::output;
 
 /// Prints it to standard output.
-pub(super) fn print(
-    config: &Config,
-    cores: &[usize],
-    configuration: &Configuration,
-    node: &Node,
-    as_json: bool,
-) -> anyhow::Result<()> {
+pub(super) fn print(config: &Config, serving: &Serving, as_json: bool) -> anyhow::Result<()> {
+    let Serving { cores, configuration, plane, .. } = serving;
+    let node = plane.node();
     let text = if as_json {
         json(config, cores, configuration, node).to_string() + "\n"
     } else {

@@ -11,15 +11,17 @@ mod inbox;
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use memory::{Arena, ArenaConfig, ArenaReport, Hugepages, SLAB_SIZE};
+pub use reactor::CounterValues as ReactorCounters;
 use reactor::{Local, ReactorConfig, ReactorError, Reactors};
 use target::configuration::Configuration;
 use target::{PortId, Shard, ShardConfig, ShardIndex, ShardLimits};
-use transport_tcp::{BindError, CounterValues, Listener, TcpConfig, TcpNetwork, TcpTransport};
+pub use transport_tcp::{BindError, Listener};
+use transport_tcp::{CounterValues, TcpConfig, TcpNetwork, TcpTransport};
 
 use column::{ShardPoller, shard_time};
 pub use inbox::Census;
@@ -86,7 +88,8 @@ pub struct Stuck(pub Vec<String>);
 #[derive(Debug)]
 pub struct Node {
     arena: Arena,
-    reactors: Reactors,
+    /// Behind a lock for the one who ends them.
+    reactors: Mutex<Reactors>,
     inboxes: Vec<Inbox>,
     tcp: TcpNetwork,
 }
@@ -121,7 +124,7 @@ impl Node {
             acknowledged.push((handle.index(), answer));
         }
         collect(acknowledged)?;
-        Ok(Node { arena, reactors, inboxes, tcp })
+        Ok(Node { arena, reactors: Mutex::new(reactors), inboxes, tcp })
     }
 
     /// Puts a configuration in force on every reactor; back when it is.
@@ -152,6 +155,16 @@ impl Node {
         Ok(addresses)
     }
 
+    /// Accepts hosts on a listener from now on.
+    pub fn accept_on(&self, listener: Listener) {
+        self.tcp.listen(listener);
+    }
+
+    /// Closes the listener on an address soon; its connections stay.
+    pub fn unlisten(&self, address: SocketAddr) {
+        self.tcp.unlisten(address);
+    }
+
     /// Memory for data in flight.
     pub fn memory(&self) -> ArenaReport {
         self.arena.report()
@@ -165,6 +178,11 @@ impl Node {
     /// NVMe/TCP connections being served.
     pub fn connections(&self) -> usize {
         self.tcp.connections()
+    }
+
+    /// What each reactor has counted. No reactor is asked for it.
+    pub fn reactors(&self) -> Vec<ReactorCounters> {
+        self.inboxes.iter().map(|inbox| inbox.reactor().counters()).collect()
     }
 
     /// What each shard has in use.
@@ -184,7 +202,7 @@ impl Node {
     ///
     /// # Errors
     /// [`Stuck`], naming what did not finish.
-    pub fn shutdown(mut self, timeout: Duration) -> Result<(), Stuck> {
+    pub fn shutdown(&self, timeout: Duration) -> Result<(), Stuck> {
         let until = Instant::now() + timeout;
         for inbox in &self.inboxes {
             post(inbox, || Letter::BeginShutdown, until);
@@ -201,9 +219,10 @@ impl Node {
             // Otherwise they are open because of what is stuck.
             stuck = open;
         }
-        self.reactors.stop();
+        let mut reactors = self.reactors.lock().unwrap_or_else(PoisonError::into_inner);
+        reactors.stop();
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
-        if let Err(error) = self.reactors.join(left) {
+        if let Err(error) = reactors.join(left) {
             stuck.push(error.to_string());
         }
         if stuck.is_empty() { Ok(()) } else { Err(Stuck(stuck)) }

@@ -39,7 +39,9 @@ pub struct Census {
     pub requests: u32,
     /// Controllers that live on this shard.
     pub controllers: usize,
-    /// Bytes of the pool that somebody holds.
+    /// Bytes of the pool.
+    pub pool: usize,
+    /// Those that somebody holds.
     pub memory: usize,
     /// Counted since the start.
     pub counters: Counters,
@@ -63,6 +65,11 @@ impl Inbox {
         // A full mailbox belongs to a reactor that is awake and will look here.
         let _ = self.reactor.send(|_| ());
         Ok(())
+    }
+
+    /// The reactor of the shard.
+    pub(super) fn reactor(&self) -> &Handle {
+        &self.reactor
     }
 
     /// The oldest letter.

@@ -75,6 +75,7 @@ impl ShardPoller {
                         queues: shard.queues_in_use(),
                         requests: shard.requests_in_use(),
                         controllers: shard.controllers_in_use(),
+                        pool: self.pool.capacity(),
                         memory: self.pool.capacity().saturating_sub(self.pool.available()),
                         counters: *shard.counters(),
                     });

@@ -1,0 +1,349 @@
+//! Block devices.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::reply::{Errno, invalid, unopened};
+use super::{Reply, parameters};
+use crate::jsonrpc::RpcError;
+use crate::objects::{Device, DeviceKind, Direct, FileMethod};
+use crate::plane::{PATIENCE, Plane};
+use crate::state::{Opened, State};
+
+/// Bytes in a device's name, as in a file's.
+const LONGEST_NAME: usize = 255;
+
+/// Opens a device and adds it; its name.
+async fn create(plane: Arc<Plane>, device: Device) -> Reply {
+    let name = device.name.clone();
+    check_name(&name)?;
+    refuse_twice(&plane.state(), &device)?;
+    let opened = plane.open(device, PATIENCE).await.map_err(|error| unopened(&error))?;
+    plane
+        .change(move |state| {
+            refuse_twice(state, &opened.object)?;
+            state.devices.insert(opened.object.name.clone(), Arc::new(opened));
+            Ok(())
+        })
+        .await
+        .map_err(RpcError::from)?;
+    Ok(Value::String(name))
+}
+
+/// A name stands in lists, logs and keys of the store.
+fn check_name(name: &str) -> Result<(), RpcError> {
+    let problem = if name.is_empty() {
+        "is empty"
+    } else if name.len() > LONGEST_NAME {
+        "is longer than 255 bytes"
+    } else if name.contains(char::is_control) {
+        "has a control character"
+    } else {
+        return Ok(());
+    };
+    Err(invalid(format_args!("name {problem}")))
+}
+
+fn refuse_twice(state: &State, device: &Device) -> Result<(), RpcError> {
+    if state.devices.contains_key(&device.name) {
+        return Err(Errno::Exists.about(format_args!("there is a bdev {}", device.name)));
+    }
+    let Some(uuid) = device.uuid else { return Ok(()) };
+    match state.devices.values().find(|other| other.object.uuid == Some(uuid)) {
+        Some(other) => {
+            let other = &other.object.name;
+            Err(Errno::Exists.about(format_args!("bdev {other} has UUID {uuid}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Removes a device, and the namespaces over it: hosts see them go.
+async fn delete(plane: Arc<Plane>, params: Value, fits: fn(&DeviceKind) -> bool) -> Reply {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Delete {
+        name: String,
+    }
+    let Delete { name } = parameters(params)?;
+    plane
+        .change(move |state| {
+            let found = state.device(&name).filter(|opened| fits(&opened.object.kind)).cloned();
+            let Some(opened) = found else { return Err(Errno::NoDevice.about(name)) };
+            let name = &opened.object.name;
+            for (nqn, nsid) in state.users_of(name) {
+                if let Some(subsystem) = state.subsystems.get_mut(&nqn) {
+                    Arc::make_mut(subsystem).namespaces.remove(&nsid);
+                }
+            }
+            state.devices.remove(name);
+            Ok(Value::Bool(true))
+        })
+        .await
+        .map_err(RpcError::from)
+}
+
+/// Asked for only by clients that know what they would do with it; refused by name if it is not the default.
+fn refuse_metadata(md_size: u32, dif_type: i32) -> Result<(), RpcError> {
+    if md_size == 0 && dif_type == 0 {
+        Ok(())
+    } else {
+        Err(invalid("md_size and dif_type: metadata is not supported; leave them at 0"))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MallocCreate {
+    name: Option<String>,
+    num_blocks: u64,
+    block_size: u32,
+    uuid: Option<Uuid>,
+    #[serde(default)]
+    md_size: u32,
+    #[serde(default)]
+    dif_type: i32,
+    #[serde(default, rename = "physical_block_size")]
+    _physical_block_size: Option<u32>,
+    #[serde(default, rename = "optimal_io_boundary")]
+    _optimal_io_boundary: Option<u32>,
+    #[serde(default, rename = "md_interleave")]
+    _md_interleave: bool,
+    #[serde(default, rename = "dif_is_head_of_md")]
+    _dif_is_head_of_md: bool,
+    #[serde(default, rename = "dif_pi_format")]
+    _dif_pi_format: Option<u32>,
+    #[serde(default, rename = "numa_id")]
+    _numa_id: Option<i32>,
+}
+
+pub(super) async fn malloc_create(plane: Arc<Plane>, params: Value) -> Reply {
+    let wanted: MallocCreate = parameters(params)?;
+    refuse_metadata(wanted.md_size, wanted.dif_type)?;
+    let size = size(wanted.num_blocks, wanted.block_size)?;
+    let kind = DeviceKind::Ram { size, block_size: wanted.block_size, read_only: false };
+    let uuid = Some(chosen(wanted.uuid));
+    if let Some(name) = wanted.name {
+        return create(plane, Device { name, uuid, kind }).await;
+    }
+    loop {
+        let name = free_name(&plane.state(), "Malloc");
+        let device = Device { name: name.clone(), uuid, kind: kind.clone() };
+        match create(Arc::clone(&plane), device).await {
+            // Another client was given the name in the meantime.
+            Err(_) if plane.state().devices.contains_key(&name) => {}
+            done => return done,
+        }
+    }
+}
+
+fn size(num_blocks: u64, block_size: u32) -> Result<u64, RpcError> {
+    let size = num_blocks.checked_mul(block_size.into());
+    size.ok_or_else(|| invalid(format_args!("num_blocks: {num_blocks} are more than there can be")))
+}
+
+/// The UUID that a client asked for, or a new one, which is kept with the device. Zero asks for none, as in SPDK.
+fn chosen(uuid: Option<Uuid>) -> Uuid {
+    uuid.filter(|uuid| !uuid.is_nil()).unwrap_or_else(Uuid::new_v4)
+}
+
+/// The first name of this kind that no device has: `Malloc0`, `Malloc1`.
+fn free_name(state: &State, prefix: &str) -> String {
+    let mut names = (0_u64..).map(|number| format!("{prefix}{number}"));
+    names.find(|name| !state.devices.contains_key(name)).unwrap_or_default()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NullCreate {
+    name: String,
+    num_blocks: u64,
+    block_size: u32,
+    uuid: Option<Uuid>,
+    #[serde(default)]
+    md_size: u32,
+    #[serde(default)]
+    dif_type: i32,
+    #[serde(default, rename = "physical_block_size")]
+    _physical_block_size: Option<u32>,
+    #[serde(default, rename = "dif_is_head_of_md")]
+    _dif_is_head_of_md: bool,
+    #[serde(default, rename = "dif_pi_format")]
+    _dif_pi_format: Option<u32>,
+    // Hints to hosts, which nothing follows from here.
+    #[serde(default, rename = "preferred_write_alignment")]
+    _preferred_write_alignment: Option<u32>,
+    #[serde(default, rename = "preferred_write_granularity")]
+    _preferred_write_granularity: Option<u32>,
+    #[serde(default, rename = "optimal_write_size")]
+    _optimal_write_size: Option<u32>,
+    #[serde(default, rename = "preferred_unmap_alignment")]
+    _preferred_unmap_alignment: Option<u32>,
+    #[serde(default, rename = "preferred_unmap_granularity")]
+    _preferred_unmap_granularity: Option<u32>,
+}
+
+pub(super) async fn null_create(plane: Arc<Plane>, params: Value) -> Reply {
+    let wanted: NullCreate = parameters(params)?;
+    refuse_metadata(wanted.md_size, wanted.dif_type)?;
+    let size = size(wanted.num_blocks, wanted.block_size)?;
+    let kind = DeviceKind::Null { size, block_size: wanted.block_size };
+    let uuid = Some(chosen(wanted.uuid));
+    create(plane, Device { name: wanted.name, uuid, kind }).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileCreate {
+    name: String,
+    filename: PathBuf,
+    block_size: Option<u32>,
+    uuid: Option<Uuid>,
+    #[serde(default)]
+    readonly: bool,
+    /// Deallocation is always there where the medium has it.
+    #[serde(default, rename = "fallocate")]
+    _fallocate: bool,
+    #[serde(default, rename = "nowait")]
+    _nowait: bool,
+}
+
+async fn file_create(plane: Arc<Plane>, params: Value, made_as: FileMethod) -> Reply {
+    let wanted: FileCreate = parameters(params)?;
+    let kind = DeviceKind::File {
+        path: wanted.filename,
+        // Clients send 0 for what the medium has.
+        block_size: wanted.block_size.filter(|size| *size != 0),
+        create_size: None,
+        direct: Direct::Auto,
+        read_only: wanted.readonly,
+        made_as,
+    };
+    let uuid = Some(chosen(wanted.uuid));
+    create(plane, Device { name: wanted.name, uuid, kind }).await
+}
+
+pub(super) async fn aio_create(plane: Arc<Plane>, params: Value) -> Reply {
+    file_create(plane, params, FileMethod::Aio).await
+}
+
+pub(super) async fn uring_create(plane: Arc<Plane>, params: Value) -> Reply {
+    file_create(plane, params, FileMethod::Uring).await
+}
+
+fn is_made_as(kind: &DeviceKind, method: FileMethod) -> bool {
+    matches!(kind, DeviceKind::File { made_as, .. } if *made_as == method)
+}
+
+pub(super) async fn aio_delete(plane: Arc<Plane>, params: Value) -> Reply {
+    delete(plane, params, |kind| is_made_as(kind, FileMethod::Aio)).await
+}
+
+pub(super) async fn uring_delete(plane: Arc<Plane>, params: Value) -> Reply {
+    delete(plane, params, |kind| is_made_as(kind, FileMethod::Uring)).await
+}
+
+pub(super) async fn malloc_delete(plane: Arc<Plane>, params: Value) -> Reply {
+    delete(plane, params, |kind| matches!(kind, DeviceKind::Ram { .. })).await
+}
+
+pub(super) async fn null_delete(plane: Arc<Plane>, params: Value) -> Reply {
+    delete(plane, params, |kind| matches!(kind, DeviceKind::Null { .. })).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GetBdevs {
+    name: Option<String>,
+    /// How long a device that is not there may take to come: none comes by itself.
+    #[serde(default, rename = "timeout")]
+    _timeout: u64,
+}
+
+pub(super) async fn get_bdevs(plane: Arc<Plane>, params: Value) -> Reply {
+    let wanted: GetBdevs = parameters(params)?;
+    let state = plane.state();
+    match wanted.name {
+        None => {
+            // Looked up once: of thousands of devices, each would be searched for in thousands of subsystems.
+            let used = state.used_devices();
+            let is_used = |opened: &Opened| used.contains(opened.object.name.as_str());
+            let devices = state.devices.values();
+            Ok(devices.map(|opened| describe(opened, is_used(opened))).collect())
+        }
+        Some(name) => match state.device(&name) {
+            Some(opened) => {
+                let is_used = !state.users_of(&opened.object.name).is_empty();
+                Ok(Value::Array(vec![describe(opened, is_used)]))
+            }
+            None => Err(Errno::NoDevice.about(name)),
+        },
+    }
+}
+
+/// A device as SPDK's clients read it.
+fn describe(opened: &Opened, is_used: bool) -> Value {
+    let Device { name, uuid, kind } = &opened.object;
+    let device = opened.device.as_ref().ok();
+    let geometry = device.map(|device| device.geometry());
+    let deallocates = device.is_some_and(|device| device.properties().deallocation.is_some());
+    let read_only = device.is_some_and(|device| device.properties().read_only);
+    let (product, specific) = match kind {
+        DeviceKind::Null { .. } => ("Null disk", json!({})),
+        DeviceKind::Ram { .. } => ("Malloc disk", json!({})),
+        DeviceKind::File { path, block_size, made_as: FileMethod::Aio, .. } => {
+            let about = json!({
+                "filename": path,
+                "block_size_override": block_size.is_some(),
+                "readonly": read_only,
+                "fallocate": deallocates,
+            });
+            ("AIO disk", json!({ "aio": about }))
+        }
+        DeviceKind::File { path, .. } => ("URING bdev", json!({ "uring": { "filename": path } })),
+    };
+    let mut object = json!({
+        "name": name,
+        "aliases": uuid.iter().collect::<Vec<_>>(),
+        "product_name": product,
+        "block_size": geometry.map_or(0, |geometry| geometry.block_size),
+        "num_blocks": geometry.map_or(0, |geometry| geometry.blocks),
+        "uuid": uuid,
+        "assigned_rate_limits": {
+            "rw_ios_per_sec": 0, "rw_mbytes_per_sec": 0, "r_mbytes_per_sec": 0, "w_mbytes_per_sec": 0,
+        },
+        "claimed": is_used,
+        "zoned": false,
+        "supported_io_types": {
+            "read": true,
+            "write": !read_only,
+            "unmap": deallocates,
+            "flush": true,
+            "reset": true,
+            "nvme_admin": false,
+            "nvme_io": false,
+            "nvme_io_md": false,
+            "write_zeroes": !read_only,
+            "zcopy": false,
+            "get_zone_info": false,
+            "zone_management": false,
+            "zone_append": false,
+            "compare": true,
+            "compare_and_write": false,
+            "abort": true,
+            "seek_hole": false,
+            "seek_data": false,
+            "copy": false,
+            "nvme_iov_md": false,
+        },
+        "driver_specific": specific,
+    });
+    if let (Err(waiting), Some(object)) = (&opened.device, object.as_object_mut()) {
+        object.insert("tidegate_waiting".to_owned(), Value::String(waiting.clone()));
+    }
+    object
+}

@@ -1,0 +1,205 @@
+//! A snapshot in the words of Prometheus: base units, counters that only grow, labels for what there are several of.
+//!
+//! The histogram of a class of operations is served once there has been one; until then a thousand devices would fill
+//! megabytes with noughts.
+
+use std::fmt::Error;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, EncodeMetric, NoLabelSet,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use target::statistics::{Class, ClassSnapshot, ERRORS};
+
+use super::snapshot::{Device, Snapshot};
+use super::tables;
+
+/// log2 of the nanoseconds at which the histograms' buckets end: 4.096 µs to 8.6 s, each twice the one before.
+const BORDERS: std::ops::RangeInclusive<u32> = 12..=33;
+
+/// The labels of what there is one of.
+const NONE: [(&str, &str); 0] = [];
+
+/// Nanoseconds as seconds. Exact up to a hundred days, and to a millionth of a second beyond.
+#[allow(clippy::cast_precision_loss)]
+fn seconds(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
+}
+
+/// Writes whole families.
+struct Page<'e>(DescriptorEncoder<'e>);
+
+impl Page<'_> {
+    fn counters<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (L, u64)>,
+    ) -> Result<(), Error> {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in values {
+            ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn seconds<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        nanos: impl IntoIterator<Item = (L, u64)>,
+    ) -> Result<(), Error> {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, nanos) in nanos {
+            ConstCounter::new(seconds(nanos)).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn gauges<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (L, u64)>,
+    ) -> Result<(), Error> {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in values {
+            let value = i64::try_from(value).unwrap_or(i64::MAX);
+            gauge(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn gauge<V: EncodeGaugeValue>(value: V) -> ConstGauge<V> {
+    ConstGauge::new(value)
+}
+
+/// Labels of things that are known by their number.
+fn numbered<'a, T>(
+    label: &'static str,
+    things: &'a [T],
+    read: fn(&T) -> u64,
+) -> impl Iterator<Item = ([(&'static str, String); 1], u64)> + 'a {
+    let things = things.iter().enumerate();
+    things.map(move |(number, it)| ([(label, number.to_string())], read(it)))
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let mut page = Page(encoder);
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        page.gauges("build_info", "The version that runs", [(version, 1)])?;
+        self.encode_reactors(&mut page)?;
+        self.encode_tcp(&mut page)?;
+        self.encode_devices(&mut page)?;
+        self.encode_latencies(&mut page)
+    }
+}
+
+impl Snapshot {
+    fn encode_reactors(&self, page: &mut Page<'_>) -> Result<(), Error> {
+        for (name, help, read) in tables::REACTOR_TIMES {
+            page.seconds(name, help, numbered("reactor", &self.reactors, *read))?;
+        }
+        for (name, help, read) in tables::REACTOR_COUNTERS {
+            page.counters(name, help, numbered("reactor", &self.reactors, *read))?;
+        }
+        for (name, help, read) in tables::SHARD_GAUGES {
+            page.gauges(name, help, numbered("reactor", &self.shards, *read))?;
+        }
+        for (name, help, read) in tables::SHARD_COUNTERS {
+            page.counters(name, help, numbered("reactor", &self.shards, *read))?;
+        }
+        Ok(())
+    }
+
+    fn encode_tcp(&self, page: &mut Page<'_>) -> Result<(), Error> {
+        let help = "NVMe/TCP connections being served";
+        page.gauges("tcp_connections", help, [(NONE, self.connections)])?;
+        let help = "Counted by the NVMe/TCP transport";
+        let named = |at: &(&'static str, u64)| tables::tcp(at.0).0;
+        for family in self.tcp.chunk_by(|one, other| named(one) == named(other)) {
+            let Some(name) = family.first().map(named) else { continue };
+            let labels = |at: &(&'static str, u64)| tables::tcp(at.0).1.into_iter().collect();
+            let values = family.iter().map(|it| (labels(it), it.1));
+            page.counters::<Vec<(&str, &str)>>(&name, help, values)?;
+        }
+        Ok(())
+    }
+
+    /// The classes of each device that have had an operation.
+    fn classes(&self) -> impl Iterator<Item = ([(&'static str, &str); 2], &ClassSnapshot)> {
+        let of = |device: &Device| {
+            Class::ALL.map(|class| (class, device.counted.class(class).operations()))
+        };
+        self.devices.iter().flat_map(move |device| {
+            let used = of(device).into_iter().filter(|(_, operations)| *operations > 0);
+            used.map(|(class, _)| {
+                let labels = [("device", device.name.as_str()), ("operation", class.name())];
+                (labels, device.counted.class(class))
+            })
+        })
+    }
+
+    fn encode_devices(&self, page: &mut Page<'_>) -> Result<(), Error> {
+        let devices = || self.devices.iter().map(|it| ([("device", it.name.as_str())], it));
+        page.gauges(
+            "device_up",
+            "1: open; 0: waited for",
+            devices().map(|(labels, it)| (labels, u64::from(it.size.is_some()))),
+        )?;
+        page.gauges(
+            "device_size_bytes",
+            "Size",
+            devices().filter_map(|(labels, it)| Some((labels, it.size?))),
+        )?;
+        page.gauges(
+            "device_operations_in_flight",
+            "Operations that are in it",
+            devices().map(|(labels, it)| (labels, it.counted.in_flight())),
+        )?;
+        let namespaces = self.namespaces.iter().map(|it| {
+            let labels = [
+                ("subsystem", it.subsystem.clone()),
+                ("nsid", it.nsid.to_string()),
+                ("device", it.device.clone()),
+            ];
+            (labels, 1)
+        });
+        page.gauges("namespace_info", "A device is a namespace of a subsystem", namespaces)?;
+        let operations = self.classes().map(|(labels, it)| (labels, it.operations()));
+        page.counters("device_operations", "Operations that succeeded", operations)?;
+        let bytes = self.classes().map(|(labels, it)| (labels, it.bytes));
+        page.counters("device_bytes", "Bytes that they were about", bytes)?;
+        let errors = self.devices.iter().flat_map(|device| {
+            ERRORS.into_iter().zip(device.counted.errors).map(|((_, error), count)| {
+                ([("device", device.name.as_str()), ("error", error)], count)
+            })
+        });
+        page.counters("device_errors", "Operations that failed", errors)
+    }
+
+    fn encode_latencies(&self, page: &mut Page<'_>) -> Result<(), Error> {
+        let (name, help) = ("device_latency_seconds", "Time from submission to completion");
+        let mut family = page.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, it) in self.classes() {
+            let mut below = 0;
+            let mut buckets = Vec::new();
+            for border in BORDERS.map(|power| 1 << power) {
+                let count = it.below(border);
+                buckets.push((seconds(border), count.saturating_sub(below)));
+                below = count;
+            }
+            let operations = it.operations();
+            buckets.push((f64::INFINITY, operations.saturating_sub(below)));
+            let mut encoder = family.encode_family(&labels)?;
+            let sum = seconds(it.nanos);
+            encoder.encode_histogram::<NoLabelSet>(sum, operations, &buckets, None)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,87 @@
+//! The metrics that are a number each, with their names. A counter's name is served with `_total` behind it.
+
+use node::{Census, ReactorCounters};
+
+/// A gauge of a reactor's shard: its name, what it is, where it is.
+type Gauge = (&'static str, &'static str, fn(&Census) -> u64);
+/// A counter of a reactor's shard.
+type Counter = (&'static str, &'static str, fn(&Census) -> u64);
+/// A counter of a reactor itself.
+type ReactorCounter = (&'static str, &'static str, fn(&ReactorCounters) -> u64);
+
+fn wide(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+pub(super) const SHARD_GAUGES: &[Gauge] = &[
+    ("reactor_queues", "Queues of hosts", |it| it.queues.into()),
+    ("reactor_requests", "Commands in flight", |it| it.requests.into()),
+    ("reactor_controllers", "Controllers", |it| wide(it.controllers)),
+    ("reactor_pool_bytes", "Memory for data in flight", |it| wide(it.pool)),
+    ("reactor_pool_used_bytes", "Of that, what is in use", |it| wide(it.memory)),
+];
+
+pub(super) const SHARD_COUNTERS: &[Counter] = &[
+    ("commands", "Commands taken", |it| it.counters.commands),
+    ("failed_commands", "Commands answered with an error", |it| it.counters.failed_commands),
+    ("device_submissions", "Operations submitted to devices", |it| it.counters.operations),
+    ("slot_waits", "Commands that waited for a slot", |it| it.counters.stalls),
+    ("buffer_waits", "Commands that waited for memory", |it| it.counters.buffer_waits),
+    ("pool_empty", "Times that the pool had nothing for the next in line", |it| {
+        it.counters.pool_empty
+    }),
+    ("device_crowded", "Times that the next in line found its device holding its share", |it| {
+        it.counters.device_crowded
+    }),
+    ("queues_refused", "Connections refused because there are as many as allowed", |it| {
+        it.counters.queues_refused
+    }),
+    ("queues_unconnected", "Connections ended because no Connect came", |it| {
+        it.counters.queues_unconnected
+    }),
+    ("controllers_created", "Controllers made", |it| it.counters.controllers_created),
+    ("connects_refused", "Connect commands refused", |it| it.counters.connects_refused),
+    ("connects_deferred", "Connects told to try again because of old writes", |it| {
+        it.counters.connects_deferred
+    }),
+    ("keep_alive_expired", "Controllers whose host fell silent", |it| {
+        it.counters.keep_alive_expired
+    }),
+    ("events_reported", "Asynchronous events reported", |it| it.counters.events_reported),
+    ("aborts", "Aborts that found their command", |it| it.counters.aborts),
+    ("overdue_commands", "Commands that a device kept beyond the deadline", |it| {
+        it.counters.overdue
+    }),
+    ("fences", "Namespaces fenced because of operations of dead queues", |it| it.counters.fences),
+];
+
+pub(super) const REACTOR_COUNTERS: &[ReactorCounter] = &[
+    ("reactor_turns", "Turns taken", |it| it.turns),
+    ("reactor_busy_turns", "Turns in which something was done", |it| it.busy_turns),
+    ("reactor_sleeps", "Times it went to sleep", |it| it.sleeps),
+    ("reactor_wakeups", "Times another thread woke it", |it| it.wakeups),
+    ("reactor_messages", "Mailbox messages run", |it| it.messages),
+    ("reactor_epoll_calls", "System calls epoll_wait", |it| it.epoll_calls),
+    ("reactor_ring_enters", "System calls io_uring_enter", |it| it.ring_enters),
+    ("reactor_offloads", "Jobs given to worker threads", |it| it.offloads),
+];
+
+/// Nanoseconds, served as seconds.
+pub(super) const REACTOR_TIMES: &[ReactorCounter] = &[
+    ("reactor_busy_seconds", "Time in turns in which something was done", |it| it.busy_nanos),
+    ("reactor_idle_seconds", "Time in turns that found nothing to do", |it| it.idle_nanos),
+    ("reactor_sleep_seconds", "Time slept", |it| it.sleep_nanos),
+];
+
+/// The metric of a counter of the TCP transport, and what sets it apart from others of the same metric.
+pub(super) fn tcp(name: &'static str) -> (String, Option<(&'static str, &'static str)>) {
+    let parts = name.split_once('_');
+    match parts {
+        Some(("terminations", reason)) if reason != "received" => {
+            ("tcp_terminations_sent".to_owned(), Some(("reason", reason)))
+        }
+        Some(("timeouts", reason)) => ("tcp_timeouts".to_owned(), Some(("reason", reason))),
+        Some(("bytes", what)) => (format!("tcp_{what}_bytes"), None),
+        _ => (format!("tcp_{name}"), None),
+    }
+}

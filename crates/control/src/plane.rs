@@ -1,0 +1,377 @@
+//! The one way to a change: validated, prepared, on disk, in force on every reactor; in this order.
+//!
+//! Reading takes the current snapshot and waits for nobody. A change is decided on a clone of it, one after the
+//! other, on a thread that may block; whatever may take long (opening a file, binding a port) is done before, and
+//! holds up no other change. A failure before the commit to disk leaves everything as it was.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::{Arc, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use block::BlockDevice;
+use block::file::{FileDevice, FileOptions};
+use block::null::NullDevice;
+use block::ram::{RamDevice, RamOptions};
+use node::Node;
+use target::configuration::{Configuration, ConfigurationError, Limits};
+use tokio::sync::Mutex;
+
+use crate::objects::{Address, Device, DeviceKind, Direct};
+use crate::state::{Opened, State};
+use crate::store::{Store, StoreError};
+
+/// How long a port or file in use is waited for when a client asks for it. At the start it is longer: then an
+/// earlier daemon that was killed may still hold it.
+pub const PATIENCE: Duration = Duration::from_millis(500);
+/// Between two attempts to bind.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError<E> {
+    /// The method refuses it.
+    #[error("{0}")]
+    Refused(E),
+    /// The target refuses it.
+    #[error(transparent)]
+    Invalid(#[from] ConfigurationError),
+    /// It could not be written to disk.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It could not be written as JSON.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// The reactors did not take it.
+    #[error(transparent)]
+    Node(#[from] node::NodeError),
+    /// The node ends.
+    #[error("the node is shutting down")]
+    Ending,
+}
+
+/// What is configured and running.
+#[derive(Debug)]
+pub struct Plane {
+    node: Node,
+    store: Store,
+    /// Of every subsystem: process settings.
+    limits: Limits,
+    current: RwLock<Arc<State>>,
+    /// Addresses of the current state that could not be bound; see [`crate::waiting`].
+    unbound: std::sync::Mutex<BTreeSet<Address>>,
+    /// Held by the change that is being made: what the target serves.
+    configuration: Mutex<Arc<Configuration>>,
+}
+
+impl Plane {
+    /// The plane of a node that serves nothing yet.
+    pub fn new(node: Node, store: Store, limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            node,
+            store,
+            limits,
+            current: RwLock::default(),
+            unbound: std::sync::Mutex::default(),
+            configuration: Mutex::new(Configuration::empty()),
+        })
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// What is configured now.
+    pub fn state(&self) -> Arc<State> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes a change: `edit` is given a clone of the current state. Back when it is on disk and in force.
+    ///
+    /// # Errors
+    /// [`ChangeError`]; unless it is about the reactors, nothing has changed.
+    pub async fn change<R, E, F>(self: &Arc<Self>, edit: F) -> Result<R, ChangeError<E>>
+    where
+        F: FnOnce(&mut State) -> Result<R, E> + Send + 'static,
+        R: Send + 'static,
+        E: Send + 'static,
+    {
+        self.change_and_accept(None, edit).await
+    }
+
+    /// Makes a change that names the address of `listener`, on which hosts may connect from then on.
+    ///
+    /// # Errors
+    /// As [`Plane::change`]; then nothing listens there.
+    pub async fn change_and_accept<R, E, F>(
+        self: &Arc<Self>,
+        listener: Option<node::Listener>,
+        edit: F,
+    ) -> Result<R, ChangeError<E>>
+    where
+        F: FnOnce(&mut State) -> Result<R, E> + Send + 'static,
+        R: Send + 'static,
+        E: Send + 'static,
+    {
+        let plane = Arc::clone(self);
+        let task = tokio::task::spawn_blocking(move || plane.make_change(listener, edit));
+        task.await.unwrap_or(Err(ChangeError::Ending))
+    }
+
+    fn make_change<R, E>(
+        &self,
+        listener: Option<node::Listener>,
+        edit: impl FnOnce(&mut State) -> Result<R, E>,
+    ) -> Result<R, ChangeError<E>> {
+        let mut serving = self.configuration.blocking_lock();
+        let before = self.state();
+        let mut after = State::clone(&before);
+        let result = edit(&mut after).map_err(ChangeError::Refused)?;
+        after.number_listeners();
+        let steps = after.steps(&before, &serving)?;
+        self.store.commit(&before.changes(&after)?)?;
+        let after = Arc::new(after);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&after);
+        let taken = self.put_in_force(&mut serving, &steps);
+        // Within the change: whoever removes the address next has to find the listener in order to close it.
+        if let Some(listener) = listener {
+            self.node.accept_on(listener);
+        }
+        self.close_listeners(&before, &after);
+        taken?;
+        Ok(result)
+    }
+
+    /// Puts one configuration after the other in force. All of them live until every reactor has taken the last, so that
+    /// none of them has to free what a thousand subsystems were.
+    fn put_in_force(
+        &self,
+        serving: &mut Arc<Configuration>,
+        steps: &[Arc<Configuration>],
+    ) -> Result<(), node::NodeError> {
+        let mut taken = Ok(());
+        for step in steps {
+            // What one reactor could not take is in force on the others, and the next step may mend it.
+            taken = taken.and(self.node.configure(step));
+        }
+        if let Some(last) = steps.last() {
+            *serving = Arc::clone(last);
+        }
+        taken
+    }
+
+    /// Stops listening on addresses that no subsystem names any more.
+    fn close_listeners(&self, before: &State, after: &State) {
+        for address in before.listeners.keys() {
+            if !after.listeners.contains_key(address) && !self.lock_unbound().remove(address) {
+                self.node.unlisten(socket(*address));
+            }
+        }
+    }
+
+    fn lock_unbound(&self) -> MutexGuard<'_, BTreeSet<Address>> {
+        self.unbound.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The addresses of the current state that nothing listens on yet.
+    pub fn unbound(&self) -> Vec<Address> {
+        self.lock_unbound().iter().copied().collect()
+    }
+
+    /// Hosts may connect to an address that was waited for, unless it has been removed in the meantime.
+    pub async fn bound(&self, address: Address, listener: node::Listener) {
+        let _no_change = self.configuration.lock().await;
+        if self.lock_unbound().remove(&address) {
+            self.node.accept_on(listener);
+        }
+    }
+
+    /// Whether some subsystem listens there already.
+    pub fn listens(&self, address: Address) -> bool {
+        self.state().listeners.contains_key(&address)
+    }
+
+    /// Binds an address that is about to be named, unless some subsystem names it already, waiting up to `patience`
+    /// for one that is in use: by an earlier daemon, by a listener that is being closed, or by another client's
+    /// call that is about to name it.
+    ///
+    /// # Errors
+    /// The system's, naming the address.
+    pub async fn bind_new(
+        &self,
+        address: Address,
+        patience: Duration,
+    ) -> Result<Option<node::Listener>, node::BindError> {
+        let until = Instant::now() + patience;
+        loop {
+            if self.listens(address) {
+                return Ok(None);
+            }
+            match self.bind(address).await {
+                Ok(listener) => return Ok(Some(listener)),
+                Err(error) if error.source.kind() != ErrorKind::AddrInUse => return Err(error),
+                Err(_) if Instant::now() < until => tokio::time::sleep(RETRY).await,
+                Err(_) if self.listens(address) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Binds an address.
+    ///
+    /// # Errors
+    /// The system's, naming the address.
+    pub async fn bind(&self, address: Address) -> Result<node::Listener, node::BindError> {
+        let bind = move || node::Listener::bind(socket(address), Duration::ZERO);
+        tokio::task::spawn_blocking(bind).await.unwrap_or_else(|_| {
+            let source = ErrorKind::Interrupted.into();
+            Err(node::BindError { address: socket(address), source })
+        })
+    }
+
+    /// Opens a device that is about to be configured, waiting up to `patience` for one that is in use.
+    ///
+    /// # Errors
+    /// The block layer's, naming the device.
+    pub async fn open(
+        &self,
+        device: Device,
+        patience: Duration,
+    ) -> Result<Opened, block::BlockError> {
+        let opened = tokio::task::spawn_blocking(move || {
+            let opened = open(&device, patience, Creation::Never)?;
+            Ok(Opened { object: device, device: Ok(opened), statistics: Arc::default() })
+        });
+        opened.await.unwrap_or_else(|_| {
+            let problem = "opening it was interrupted".to_owned();
+            Err(block::BlockError::Unsuitable { device: String::new(), problem })
+        })
+    }
+
+    /// Serves this state, which is what the store holds. With `lenient`, an address that cannot be had after
+    /// `patience` is left out with a warning, to be tried again.
+    ///
+    /// # Errors
+    /// The target refuses it, or an address cannot be listened on.
+    pub fn begin(
+        &self,
+        mut state: State,
+        patience: Duration,
+        lenient: bool,
+    ) -> Result<Arc<Configuration>, BeginError> {
+        let mut serving = self.configuration.blocking_lock();
+        state.limits = self.limits;
+        let steps = state.steps(&State::default(), &serving)?;
+        self.put_in_force(&mut serving, &steps)?;
+        let configuration = Arc::clone(&serving);
+        // Before any of them accepts: no host is to find half of it.
+        let mut listeners = Vec::new();
+        for address in state.listeners.keys() {
+            match node::Listener::bind(socket(*address), patience) {
+                Ok(listener) => listeners.push(listener),
+                Err(error) if lenient => {
+                    tracing::warn!("{error}; it is tried again until it can be had");
+                    self.lock_unbound().insert(*address);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
+        for listener in listeners {
+            self.node.accept_on(listener);
+        }
+        Ok(configuration)
+    }
+}
+
+/// Why a state could not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginError {
+    /// The target refuses it.
+    #[error(transparent)]
+    Invalid(#[from] ConfigurationError),
+    /// The reactors did not take it.
+    #[error(transparent)]
+    Node(#[from] node::NodeError),
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] node::BindError),
+}
+
+/// Whether files that are not there are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Creation {
+    /// Those that have a size.
+    Allowed,
+    /// Not those that were there once: a file system that is not mounted yet is not to be served as an empty disk.
+    Never,
+}
+
+/// Opens every device that is not open yet, waiting up to `patience` for each that is in use. `refused` decides
+/// whether one that cannot be opened ends it; if not, its namespaces are not ready.
+///
+/// # Errors
+/// What `refused` gives back.
+pub fn open_devices(
+    state: &mut State,
+    patience: Duration,
+    creation: Creation,
+    mut refused: impl FnMut(block::BlockError) -> Result<(), block::BlockError>,
+) -> Result<(), block::BlockError> {
+    for opened in state.devices.values_mut().filter(|opened| opened.device.is_err()) {
+        let device = match open(&opened.object, patience, creation) {
+            Ok(device) => Ok(device),
+            Err(error) => {
+                let waiting = error.to_string();
+                refused(error)?;
+                Err(waiting)
+            }
+        };
+        *opened = Arc::new(Opened { device, ..Opened::clone(opened) });
+    }
+    Ok(())
+}
+
+/// The address as the system knows it.
+fn socket(address: Address) -> SocketAddr {
+    SocketAddr::new(address.traddr, address.trsvcid)
+}
+
+/// Opens a device, waiting up to `patience` for one that is in use. May block.
+///
+/// # Errors
+/// The block layer's, naming the device.
+pub fn open(
+    object: &Device,
+    patience: Duration,
+    creation: Creation,
+) -> Result<Arc<dyn BlockDevice>, block::BlockError> {
+    let name = object.name.as_str();
+    Ok(match &object.kind {
+        DeviceKind::Null { size, block_size } => {
+            Arc::new(NullDevice::new(name, *size, *block_size)?)
+        }
+        DeviceKind::Ram { size, block_size, read_only } => Arc::new(RamDevice::new(&RamOptions {
+            name: name.to_owned(),
+            size: *size,
+            block_size: *block_size,
+            read_only: *read_only,
+        })?),
+        DeviceKind::File { path, block_size, create_size, direct, read_only, .. } => {
+            Arc::new(FileDevice::open(&FileOptions {
+                block_size: *block_size,
+                create_size: create_size.filter(|_| creation == Creation::Allowed),
+                direct: match direct {
+                    Direct::Auto => block::file::Direct::Auto,
+                    Direct::Always => block::file::Direct::Always,
+                    Direct::Never => block::file::Direct::Never,
+                },
+                read_only: *read_only,
+                lock_wait: patience,
+                ..FileOptions::new(name, path)
+            })?)
+        }
+    })
+}

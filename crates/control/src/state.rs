@@ -1,0 +1,458 @@
+//! What is configured, and what of it is there: an immutable snapshot that methods read without waiting for anybody.
+//!
+//! A change clones the snapshot (its objects are shared), edits the clone, and hands both to the
+//! [plane](crate::plane), which derives from them what has to be written to disk and what the target serves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use block::BlockDevice;
+use nvme::Nqn;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use target::configuration::{
+    Configuration, ConfigurationBuilder, ConfigurationError, Hosts, Limits, Listener, ListenerId,
+    NamespaceOptions, NamespaceState, Reach, SubsystemOptions,
+};
+
+use crate::objects::{Address, Device, Namespace, Objects, Subsystem, Transport, Trtype};
+use crate::statistics::DeviceStatistics;
+use crate::store::Change;
+
+/// A configured device and, if it could be opened, the device itself.
+#[derive(Clone)]
+pub struct Opened {
+    /// As configured.
+    pub object: Device,
+    /// The device, or why it is waited for.
+    pub device: Result<Arc<dyn BlockDevice>, String>,
+    /// What its operations have come to.
+    pub statistics: Arc<DeviceStatistics>,
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened")
+            .field("object", &self.object)
+            .field("waiting", &self.device.as_ref().err())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    /// Devices by name.
+    pub devices: BTreeMap<String, Arc<Opened>>,
+    /// Transports by type.
+    pub transports: BTreeMap<Trtype, Arc<Transport>>,
+    /// Subsystems by name.
+    pub subsystems: BTreeMap<Nqn, Arc<Subsystem>>,
+    /// The numbers by which the target knows the addresses of all subsystems.
+    pub listeners: BTreeMap<Address, ListenerId>,
+    /// Bounds of every subsystem: process settings, not kept.
+    pub limits: Limits,
+}
+
+/// Where an object is kept.
+fn device_key(name: &str) -> String {
+    format!("device/{name}")
+}
+
+fn transport_key(trtype: Trtype) -> String {
+    format!("transport/{}", trtype.as_str())
+}
+
+fn subsystem_key(nqn: &Nqn) -> String {
+    format!("subsystem/{nqn}")
+}
+
+/// An object of the store that makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("stored object {key} cannot be read: {problem}")]
+pub struct Damaged {
+    /// Its key.
+    pub key: String,
+    /// What is wrong.
+    pub problem: serde_json::Error,
+}
+
+/// Reads the objects that the store holds.
+///
+/// # Errors
+/// [`Damaged`], for the first that cannot be read.
+pub fn read(stored: &[(String, Vec<u8>)]) -> Result<Objects, Damaged> {
+    fn read<T: DeserializeOwned>(key: &str, json: &[u8]) -> Result<T, Damaged> {
+        serde_json::from_slice(json).map_err(|problem| Damaged { key: key.to_owned(), problem })
+    }
+    let mut objects = Objects::default();
+    for (key, json) in stored {
+        match key.split('/').next() {
+            Some("device") => {
+                let device: Device = read(key, json)?;
+                objects.devices.insert(device.name.clone(), device);
+            }
+            Some("transport") => {
+                let transport: Transport = read(key, json)?;
+                objects.transports.insert(transport.trtype, transport);
+            }
+            Some("subsystem") => {
+                let subsystem: Subsystem = read(key, json)?;
+                objects.subsystems.insert(subsystem.nqn.clone(), subsystem);
+            }
+            // Written by a version that knows more; kept as it is.
+            _ => {}
+        }
+    }
+    Ok(objects)
+}
+
+impl From<Objects> for State {
+    /// With every device still to be opened.
+    fn from(objects: Objects) -> Self {
+        let unopened = |object| Opened {
+            object,
+            device: Err("it has not been opened yet".to_owned()),
+            statistics: Arc::default(),
+        };
+        let devices = objects.devices.into_iter();
+        let transports = objects.transports.into_iter();
+        let subsystems = objects.subsystems.into_iter();
+        let mut state = Self {
+            devices: devices.map(|(name, device)| (name, Arc::new(unopened(device)))).collect(),
+            transports: transports.map(|(trtype, it)| (trtype, Arc::new(it))).collect(),
+            subsystems: subsystems.map(|(nqn, it)| (nqn, Arc::new(it))).collect(),
+            ..Self::default()
+        };
+        state.number_listeners();
+        state
+    }
+}
+
+impl State {
+    /// The subsystems that have a namespace over this device, and its NSID there.
+    pub fn users_of(&self, device: &str) -> Vec<(Nqn, u32)> {
+        let mut users = Vec::new();
+        for (nqn, subsystem) in &self.subsystems {
+            for (nsid, namespace) in &subsystem.namespaces {
+                if namespace.device == device {
+                    users.push((nqn.clone(), *nsid));
+                }
+            }
+        }
+        users
+    }
+
+    /// The names of the devices that some namespace is over.
+    pub fn used_devices(&self) -> BTreeSet<&str> {
+        let namespaces = self.subsystems.values().flat_map(|it| it.namespaces.values());
+        namespaces.map(|namespace| namespace.device.as_str()).collect()
+    }
+
+    /// A device by its name or UUID, as clients name them.
+    pub fn device(&self, name: &str) -> Option<&Arc<Opened>> {
+        self.devices.get(name).or_else(|| {
+            let uuid = uuid::Uuid::try_parse(name).ok()?;
+            self.devices.values().find(|opened| opened.object.uuid == Some(uuid))
+        })
+    }
+
+    /// Numbers the addresses that subsystems name, keeping the numbers of those that were there.
+    pub fn number_listeners(&mut self) {
+        let wanted: BTreeSet<Address> =
+            self.subsystems.values().flat_map(|subsystem| &subsystem.listeners).copied().collect();
+        self.listeners.retain(|address, _| wanted.contains(address));
+        let used: BTreeSet<u16> = self.listeners.values().map(|id| id.0).collect();
+        let mut free = (1..=u16::MAX).filter(|number| !used.contains(number));
+        for address in wanted {
+            if !self.listeners.contains_key(&address)
+                && let Some(number) = free.next()
+            {
+                self.listeners.insert(address, ListenerId(number));
+            }
+        }
+    }
+
+    /// What has to be written to disk to get from `self` to `next`.
+    ///
+    /// # Errors
+    /// An object that cannot be written as JSON.
+    pub fn changes(&self, next: &Self) -> Result<Vec<Change>, serde_json::Error> {
+        let mut changes = Vec::new();
+        let to = &mut changes;
+        compare(&self.devices, &next.devices, |name| device_key(name), |it| &it.object, to)?;
+        compare(&self.transports, &next.transports, |it| transport_key(*it), |it| it, to)?;
+        compare(&self.subsystems, &next.subsystems, subsystem_key, |it| it, to)?;
+        Ok(changes)
+    }
+
+    /// How the target comes from what it serves in the state `before` to what it serves in this one: configurations to
+    /// be put in force one after the other, each made from the one before and none touching more than
+    /// a few subsystems and namespaces, so that no reactor has much to do in one turn. At least one.
+    ///
+    /// # Errors
+    /// [`ConfigurationError`]: the target refuses it.
+    pub fn steps(
+        &self,
+        before: &Self,
+        current: &Arc<Configuration>,
+    ) -> Result<Vec<Arc<Configuration>>, ConfigurationError> {
+        let mut steps = Steps { done: Vec::new(), builder: current.change(), touched: 0 };
+        for (address, id) in &self.listeners {
+            if before.listeners.get(address) != Some(id) {
+                steps.builder.add_listener(Listener { id: *id, address: (*address).into() })?;
+            }
+        }
+        for (nqn, subsystem) in &before.subsystems {
+            if !self.subsystems.contains_key(nqn) {
+                for nsid in subsystem.namespaces.keys() {
+                    steps.take(|builder| builder.remove_namespace(nqn, *nsid))?;
+                }
+                steps.take(|builder| builder.remove_subsystem(nqn))?;
+            }
+        }
+        for (nqn, subsystem) in &self.subsystems {
+            self.put_subsystem(before, nqn, subsystem, &mut steps)?;
+        }
+        for (address, id) in &before.listeners {
+            if !self.listeners.contains_key(address) {
+                steps.builder.remove_listener(*id)?;
+            }
+        }
+        let Steps { mut done, builder, .. } = steps;
+        done.push(builder.build()?);
+        Ok(done)
+    }
+
+    fn put_subsystem(
+        &self,
+        before: &Self,
+        nqn: &Nqn,
+        subsystem: &Arc<Subsystem>,
+        steps: &mut Steps,
+    ) -> Result<(), ConfigurationError> {
+        let old = before.subsystems.get(nqn);
+        // A transport's limits are those of every subsystem.
+        let same = old.is_some_and(|old| Arc::ptr_eq(old, subsystem))
+            && self.transports == before.transports;
+        match old {
+            None => steps.take(|it| it.add_subsystem(nqn.clone(), self.options(subsystem)))?,
+            Some(_) if !same => {
+                steps.take(|it| it.change_subsystem(nqn, self.options(subsystem)))?;
+            }
+            Some(_) => {}
+        }
+        let none = BTreeMap::new();
+        let namespaces = old.map_or(&none, |old| &old.namespaces);
+        for nsid in namespaces.keys() {
+            if !subsystem.namespaces.contains_key(nsid) {
+                steps.take(|builder| builder.remove_namespace(nqn, *nsid))?;
+            }
+        }
+        for (nsid, namespace) in &subsystem.namespaces {
+            let device = |state: &Self| state.devices.get(&namespace.device).cloned();
+            let same_device = match (device(self), device(before)) {
+                (Some(one), Some(other)) => Arc::ptr_eq(&one, &other),
+                (None, None) => true,
+                _ => false,
+            };
+            let options = || self.namespace(*nsid, namespace);
+            match namespaces.get(nsid) {
+                None => steps.take(|builder| builder.add_namespace(nqn, options()))?,
+                Some(was) if was != namespace || !same_device => {
+                    steps.take(|builder| builder.change_namespace(nqn, options()))?;
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What is in force on a transport: what its creator asked for, as far as the process settings allow.
+    pub fn transport_limits(&self, trtype: Trtype) -> Limits {
+        let Some(transport) = self.transports.get(&trtype) else { return self.limits };
+        let Limits { queue_depth, io_queues, in_capsule, max_transfer, .. } = self.limits;
+        Limits {
+            queue_depth: transport.max_queue_depth.map_or(queue_depth, |it| it.min(queue_depth)),
+            io_queues: transport.max_io_qpairs_per_ctrlr.map_or(io_queues, |it| it.min(io_queues)),
+            in_capsule: transport.in_capsule_data_size.map_or(in_capsule, |it| it.min(in_capsule)),
+            max_transfer: transport.max_io_size.map_or(max_transfer, |it| it.min(max_transfer)),
+            ..self.limits
+        }
+    }
+
+    fn options(&self, subsystem: &Subsystem) -> SubsystemOptions {
+        let defaults = SubsystemOptions::default();
+        let reach = subsystem.listeners.iter();
+        let reach = reach.filter_map(|address| self.listeners.get(address).copied());
+        SubsystemOptions {
+            serial: subsystem.serial.clone(),
+            model: subsystem.model.clone().unwrap_or(defaults.model),
+            controller_ids: subsystem.min_cntlid..=subsystem.max_cntlid,
+            hosts: if subsystem.allow_any_host {
+                Hosts::Any
+            } else {
+                subsystem.hosts.iter().filter_map(|host| host.parse().ok()).collect()
+            },
+            reach: reach.collect::<Reach>(),
+            limits: Limits {
+                max_namespaces: subsystem.max_namespaces,
+                ..self.transport_limits(Trtype::Tcp)
+            },
+            firmware: defaults.firmware,
+        }
+    }
+
+    fn namespace(&self, nsid: u32, namespace: &Namespace) -> NamespaceOptions {
+        let opened = self.devices.get(&namespace.device);
+        let device = opened.and_then(|opened| opened.device.as_ref().ok());
+        NamespaceOptions {
+            state: match device {
+                Some(device) => NamespaceState::Ready(Arc::clone(device)),
+                None => NamespaceState::Waiting,
+            },
+            uuid: namespace.uuid.or_else(|| opened.and_then(|opened| opened.object.uuid)),
+            nguid: namespace.nguid.map(uuid::Uuid::into_bytes),
+            statistics: opened
+                .map(|opened| Arc::clone(opened.statistics.counted()))
+                .unwrap_or_default(),
+            ..NamespaceOptions::waiting(nsid, namespace.device.clone())
+        }
+    }
+}
+
+/// Subsystems and namespaces that one configuration may differ in from the one before. Opening a block queue for a new
+/// namespace takes a reactor some tens of microseconds.
+const STEP: usize = 16;
+
+/// Configurations in the making.
+struct Steps {
+    done: Vec<Arc<Configuration>>,
+    builder: ConfigurationBuilder,
+    touched: usize,
+}
+
+impl Steps {
+    /// Makes one change more, in a configuration of its own if the last one has enough of them.
+    fn take(
+        &mut self,
+        change: impl FnOnce(&mut ConfigurationBuilder) -> Result<(), ConfigurationError>,
+    ) -> Result<(), ConfigurationError> {
+        if self.touched == STEP {
+            let full = self.builder.clone().build()?;
+            self.builder = full.change();
+            self.done.push(full);
+            self.touched = 0;
+        }
+        self.touched += 1;
+        change(&mut self.builder)
+    }
+}
+
+/// The changes from one table of objects to another.
+fn compare<K: Ord, T, O: Serialize + PartialEq>(
+    before: &BTreeMap<K, Arc<T>>,
+    after: &BTreeMap<K, Arc<T>>,
+    key: impl Fn(&K) -> String,
+    object: impl Fn(&T) -> &O,
+    changes: &mut Vec<Change>,
+) -> Result<(), serde_json::Error> {
+    for name in before.keys().filter(|name| !after.contains_key(name)) {
+        changes.push(Change { key: key(name), value: None });
+    }
+    for (name, value) in after {
+        let same = |old: &Arc<T>| Arc::ptr_eq(old, value) || object(old) == object(value);
+        if before.get(name).is_some_and(same) {
+            continue;
+        }
+        changes.push(Change { key: key(name), value: Some(serde_json::to_vec(object(value))?) });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use target::configuration::changes;
+
+    use super::*;
+    use crate::objects::DeviceKind;
+
+    fn crowd(subsystems: u32, namespaces: u32) -> State {
+        let mut objects = Objects::default();
+        for number in 0..subsystems {
+            let nqn: Nqn = format!("nqn.2026-11.io.tidegate:{number}").parse().unwrap();
+            let mut subsystem = Subsystem {
+                nqn: nqn.clone(),
+                serial: None,
+                model: None,
+                allow_any_host: true,
+                hosts: BTreeSet::new(),
+                max_namespaces: 1024,
+                min_cntlid: 1,
+                max_cntlid: 100,
+                ana_reporting: false,
+                namespaces: BTreeMap::new(),
+                listeners: BTreeSet::new(),
+            };
+            for nsid in 1..=namespaces {
+                let name = format!("{number}-{nsid}");
+                let kind = DeviceKind::Null { size: 4096, block_size: 512 };
+                let device = Device { name: name.clone(), uuid: None, kind };
+                objects.devices.insert(name.clone(), device);
+                let namespace = Namespace { device: name, uuid: None, nguid: None };
+                subsystem.namespaces.insert(nsid, namespace);
+            }
+            objects.subsystems.insert(nqn, subsystem);
+        }
+        State::from(objects)
+    }
+
+    /// Every step is made from the one before and touches no more than it may; the last one is returned.
+    fn check(steps: &[Arc<Configuration>], from: &Arc<Configuration>) -> Arc<Configuration> {
+        let mut before = Arc::clone(from);
+        for step in steps {
+            let mut touched = 0;
+            for change in changes(&before, step) {
+                touched += 1;
+                if let target::configuration::Change::Replaced { before, after } = change {
+                    touched += target::configuration::changed_namespaces(before, after).count();
+                }
+            }
+            assert!(touched <= 2 * STEP, "{touched}");
+            before = Arc::clone(step);
+        }
+        before
+    }
+
+    #[test]
+    fn a_large_change_comes_in_small_steps_and_all_of_it_comes() {
+        let (empty, nothing) = (Configuration::empty(), State::default());
+        for (subsystems, namespaces) in [(1, 0), (1, 16), (1, 1024), (100, 3), (1000, 1)] {
+            let state = crowd(subsystems, namespaces);
+            let steps = state.steps(&nothing, &empty).unwrap();
+            let objects = (subsystems * (1 + namespaces)) as usize;
+            assert_eq!(steps.len(), objects.div_ceil(STEP));
+            let full = check(&steps, &empty);
+            let count: usize = full.subsystems().iter().map(|it| it.namespaces().len()).sum();
+            assert_eq!(full.subsystems().len() + count, objects);
+            let gone = check(&nothing.steps(&state, &full).unwrap(), &full);
+            assert!(gone.subsystems().is_empty());
+        }
+    }
+
+    #[test]
+    fn what_has_not_changed_is_not_touched() {
+        let state = crowd(50, 2);
+        let steps = state.steps(&State::default(), &Configuration::empty()).unwrap();
+        let full = steps.last().unwrap();
+        let mut next = state.clone();
+        let (_, first) = next.subsystems.first_key_value().unwrap();
+        let mut changed = Subsystem::clone(first);
+        changed.allow_any_host = false;
+        next.subsystems.insert(changed.nqn.clone(), Arc::new(changed));
+        let steps = next.steps(&state, full).unwrap();
+        assert_eq!(steps.len(), 1);
+        assert_eq!(changes(full, &steps[0]).count(), 1);
+    }
+}

@@ -1,0 +1,59 @@
+//! What could not be had when the node started: devices that cannot be opened, addresses that cannot be listened on.
+//! The rest serves; these are tried again, on a thread that may block, until they come or are removed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::objects::Address;
+use crate::plane::Plane;
+use crate::state::{Opened, State};
+
+/// Between two attempts.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Tries for as long as it is polled.
+pub async fn try_again_and_again(plane: Arc<Plane>) {
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        try_devices(&plane).await;
+        try_listeners(&plane).await;
+    }
+}
+
+async fn try_devices(plane: &Arc<Plane>) {
+    let state = plane.state();
+    let waiting = state.devices.values().filter(|opened| opened.device.is_err());
+    for opened in waiting {
+        let object = opened.object.clone();
+        let name = object.name.clone();
+        // An attempt that fails says nothing new.
+        let Ok(found) = plane.open(object, Duration::ZERO).await else { continue };
+        let put = plane.change(move |state| {
+            put(state, found);
+            Ok::<_, std::convert::Infallible>(())
+        });
+        match put.await {
+            Ok(()) => tracing::info!("device {name} is there now"),
+            Err(error) => tracing::warn!("device {name} is there, but cannot be used: {error}"),
+        }
+    }
+}
+
+/// Puts a device in the place of the same one that was waited for, unless that is gone.
+fn put(state: &mut State, found: Opened) {
+    if let Some(opened) = state.devices.get_mut(&found.object.name)
+        && opened.device.is_err()
+        && opened.object == found.object
+    {
+        *opened = Arc::new(found);
+    }
+}
+
+async fn try_listeners(plane: &Arc<Plane>) {
+    let addresses: Vec<Address> = plane.unbound();
+    for address in addresses {
+        if let Ok(listener) = plane.bind(address).await {
+            plane.bound(address, listener).await;
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The objects of the configuration file, in the form in which the control plane knows them.
+
+use std::ops::Range;
+
+use control::objects::{
+    Address, Device, DeviceKind, Direct, FileMethod, Namespace, Objects, Subsystem, Transport,
+    Trtype,
+};
+use control::state::State;
+use target::configuration::{
+    Configuration, ConfigurationError, Limits, MAX_CONTROLLER_ID, MAX_NAMESPACES, Subject,
+};
+
+use crate::config::{self, Config, ConfigError, Source};
+
+/// Bytes in a logical block of memory unless the file says otherwise.
+const BLOCK_SIZE: u32 = 4096;
+
+/// The objects that the file names.
+///
+/// # Errors
+/// What the target would refuse, with its place in the file. Nothing has been opened or made.
+pub(super) fn of(config: &Config, source: &Source, limits: Limits) -> Result<Objects, ConfigError> {
+    let mut objects = Objects::default();
+    for (name, entry) in &config.devices {
+        objects.devices.insert(name.clone(), device(name, entry.get_ref()));
+    }
+    if !config.subsystems.is_empty() {
+        let trtype = Trtype::Tcp;
+        let transport = Transport {
+            trtype,
+            max_queue_depth: None,
+            max_io_qpairs_per_ctrlr: None,
+            in_capsule_data_size: None,
+            max_io_size: None,
+        };
+        objects.transports.insert(trtype, transport);
+    }
+    for (index, entry) in config.subsystems.iter().enumerate() {
+        let object = subsystem(entry.get_ref(), source, &format!("subsystems[{index}].nqn"))?;
+        objects.subsystems.insert(object.nqn.clone(), object);
+    }
+    let mut state = State::from(objects.clone());
+    state.limits = limits;
+    match state.steps(&State::default(), &Configuration::empty()) {
+        Ok(_) => Ok(objects),
+        Err(error) => Err(placed(&error, &state, config, source)),
+    }
+}
+
+fn device(name: &str, device: &config::Device) -> Device {
+    // Checked: what has no path has a size.
+    let size = device.size.as_ref().map(|size| size.get_ref().0);
+    let block_size = device.block_size.as_ref().map(|size| *size.get_ref());
+    let kind = match (device.kind, &device.path) {
+        (config::DeviceKind::File, Some(path)) => DeviceKind::File {
+            path: path.get_ref().clone(),
+            block_size,
+            create_size: size,
+            direct: match device.direct {
+                config::Direct::Auto => Direct::Auto,
+                config::Direct::Always => Direct::Always,
+                config::Direct::Never => Direct::Never,
+            },
+            read_only: device.read_only,
+            made_as: FileMethod::Uring,
+        },
+        (config::DeviceKind::Ram, _) => DeviceKind::Ram {
+            size: size.unwrap_or(0),
+            block_size: block_size.unwrap_or(BLOCK_SIZE),
+            read_only: device.read_only,
+        },
+        (config::DeviceKind::Null | config::DeviceKind::File, _) => DeviceKind::Null {
+            size: size.unwrap_or(0),
+            block_size: block_size.unwrap_or(BLOCK_SIZE),
+        },
+    };
+    Device { name: name.to_owned(), uuid: None, kind }
+}
+
+fn subsystem(
+    subsystem: &config::Subsystem,
+    source: &Source,
+    key: &str,
+) -> Result<Subsystem, ConfigError> {
+    let namespaces = subsystem.namespaces.iter().map(|entry| {
+        let namespace = entry.get_ref();
+        let device = namespace.device.get_ref().clone();
+        let (uuid, nguid) = (namespace.uuid, namespace.nguid);
+        (*namespace.nsid.get_ref(), Namespace { device, uuid, nguid })
+    });
+    Ok(Subsystem {
+        nqn: config::nqn(source, key, &subsystem.nqn)?,
+        serial: subsystem.serial.as_ref().map(|serial| serial.get_ref().clone()),
+        model: subsystem.model.as_ref().map(|model| model.get_ref().clone()),
+        allow_any_host: subsystem.allows_any_host(),
+        hosts: subsystem.hosts.iter().map(|host| host.get_ref().clone()).collect(),
+        max_namespaces: MAX_NAMESPACES,
+        min_cntlid: 1,
+        max_cntlid: MAX_CONTROLLER_ID,
+        ana_reporting: false,
+        namespaces: namespaces.collect(),
+        listeners: subsystem.listeners.iter().map(|entry| address(entry.get_ref())).collect(),
+    })
+}
+
+fn address(listener: &config::Listener) -> Address {
+    let trtype = match listener.transport {
+        config::Transport::Tcp => Trtype::Tcp,
+    };
+    Address { trtype, traddr: listener.address, trsvcid: listener.port }
+}
+
+/// A refusal of the target, with the place of what it refuses.
+fn placed(
+    error: &ConfigurationError,
+    state: &State,
+    config: &Config,
+    source: &Source,
+) -> ConfigError {
+    let place = match error.subject() {
+        Subject::Subsystem(nqn) => subsystem_at(config, nqn.as_str()),
+        Subject::Namespace(nqn, nsid) => namespace_at(config, nqn.as_str(), nsid),
+        Subject::Listener(id) => {
+            let address = state.listeners.iter().find(|(_, number)| **number == id);
+            address.and_then(|(wanted, _)| listener_at(config, *wanted))
+        }
+    };
+    let (span, key) = place.unwrap_or((0..0, "subsystems".to_owned()));
+    source.error(span, key, error)
+}
+
+type Place = Option<(Range<usize>, String)>;
+
+fn subsystem_at(config: &Config, nqn: &str) -> Place {
+    let mut entries = config.subsystems.iter().enumerate();
+    let (index, entry) = entries.find(|(_, entry)| entry.get_ref().nqn.get_ref() == nqn)?;
+    Some((entry.span(), format!("subsystems[{index}]")))
+}
+
+fn namespace_at(config: &Config, nqn: &str, nsid: u32) -> Place {
+    let (_, key) = subsystem_at(config, nqn)?;
+    let subsystem = config.subsystems.iter().find(|entry| entry.get_ref().nqn.get_ref() == nqn)?;
+    let mut entries = subsystem.get_ref().namespaces.iter().enumerate();
+    let (index, entry) = entries.find(|(_, entry)| *entry.get_ref().nsid.get_ref() == nsid)?;
+    Some((entry.span(), format!("{key}.namespaces[{index}]")))
+}
+
+fn listener_at(config: &Config, wanted: Address) -> Place {
+    config.subsystems.iter().enumerate().find_map(|(index, entry)| {
+        let mut listeners = entry.get_ref().listeners.iter().enumerate();
+        let (number, listener) = listeners.find(|(_, it)| address(it.get_ref()) == wanted)?;
+        Some((listener.span(), format!("subsystems[{index}].listeners[{number}]")))
+    })
+}

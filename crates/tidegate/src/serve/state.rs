@@ -1,0 +1,75 @@
+//! What is served: what the state directory remembers, or the objects of the configuration file, which seed an empty one.
+
+use std::path::{Path, PathBuf};
+
+use control::objects::Objects;
+use control::plane::{self, Creation};
+use control::state::{self, State};
+use control::store::Store;
+use tracing::{info, warn};
+
+use super::{PATIENCE, rpc};
+use crate::config::Config;
+use crate::failure::Failure;
+
+/// In the place of a directory: nothing is to be kept.
+const NONE: &str = "none";
+
+/// What is to be served.
+pub(super) struct Seeded {
+    /// Where changes go.
+    pub(super) store: Store,
+    /// The objects, their devices opened.
+    pub(super) state: State,
+    /// Whether it was remembered: then what is missing is waited for. What a file names has to be there.
+    pub(super) remembered: bool,
+}
+
+/// The directory for the state unless one is named: the system's for root, else the user's.
+fn default_directory() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/lib/tidegate");
+    }
+    let own = std::env::var_os("XDG_STATE_HOME").filter(|own| !own.is_empty()).map(PathBuf::from);
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
+    own.unwrap_or_else(|| home().join(".local/state")).join("tidegate")
+}
+
+/// Opens the state in `directory` and what is in it; `reseed` replaces that by the objects of the file.
+///
+/// # Errors
+/// The state cannot be had, or a device that the file names.
+pub(super) fn open(config: &Config, file: Objects, reseed: bool) -> Result<Seeded, Failure> {
+    let directory = config.state.directory.clone().unwrap_or_else(default_directory);
+    let store = if directory == Path::new(NONE) {
+        if rpc::has_sockets(&config.rpc) {
+            warn!("state none: what clients configure is lost when this process ends");
+        }
+        Store::none()
+    } else {
+        Store::open(&directory, PATIENCE)?
+    };
+    let stored = store.load()?;
+    if reseed || stored.is_empty() {
+        let mut state = State::from(file);
+        plane::open_devices(&mut state, PATIENCE, Creation::Allowed, Err)?;
+        store.replace(&State::default().changes(&state)?)?;
+        return Ok(Seeded { store, state, remembered: false });
+    }
+    let mut state = State::from(state::read(&stored)?);
+    info!("state in {}: {} objects", directory.display(), stored.len());
+    for change in state.changes(&State::from(file))? {
+        // What is not in the file was configured by clients.
+        if change.value.is_some() {
+            warn!(
+                "{} is as the state has it, not as the configuration file; --reseed applies the file",
+                change.key
+            );
+        }
+    }
+    plane::open_devices(&mut state, PATIENCE, Creation::Never, |error| {
+        warn!("{error}; its namespaces are not ready until it can be opened, which is tried again");
+        Ok(())
+    })?;
+    Ok(Seeded { store, state, remembered: true })
+}
