@@ -34,11 +34,21 @@ missing_packages() {
   done < <(packages_needed)
 }
 
+# SPDK's own client of its JSON-RPC: that of v26.05.
+spdk_client=spdk==26.5
+
+has_spdk_client() {
+  [ -x "$repo/.venv/bin/python" ] && "$repo/.venv/bin/python" -c "
+import importlib.metadata, sys
+sys.exit('spdk==' + importlib.metadata.version('spdk') != '$spdk_client')" 2>/dev/null
+}
+
 # Lines for a reader: everything that is missing, with what it is for.
 list_missing() {
   local package kernel
   for package in $(missing_packages); do echo "Debian package $package"; done
   [ -x "$repo/.venv/bin/vng" ] || echo "virtme-ng (from PyPI, into .venv)"
+  has_spdk_client || echo "client $spdk_client (from PyPI, into .venv)"
   for kernel in "${kernels[@]}"; do
     kernel_image "$kernel" >/dev/null || echo "kernel $kernel (a Debian package, unpacked into .cache/kernels)"
   done
@@ -75,6 +85,12 @@ install_virtme() {
   python3 -m venv "$repo/.venv" && retry "$repo/.venv/bin/pip" install -q virtme-ng
 }
 
+install_spdk_client() {
+  has_spdk_client && return
+  [ -x "$repo/.venv/bin/python" ] || python3 -m venv "$repo/.venv" || return
+  retry "$repo/.venv/bin/pip" install -q "$spdk_client"
+}
+
 install_kernels() {
   local kernel
   for kernel in "${kernels[@]}"; do
@@ -91,5 +107,6 @@ install_missing() {
   retry as_root apt-get update -q || true
   install_packages || echo "some packages could not be installed" >&2
   install_virtme || echo "virtme-ng could not be installed" >&2
+  install_spdk_client || echo "$spdk_client could not be installed" >&2
   install_kernels || true
 }

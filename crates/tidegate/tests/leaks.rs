@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
 
+use ::node::Node;
 use counting::{Counted, all_bytes, counted_bytes};
 use nvme::tcp::{DigestFlags, IcReq};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -24,7 +25,6 @@ use support::daemon::NQN;
 use support::node::{self, Exported, Plan, ram};
 use support::{PATIENCE, until};
 use testkit::peer::{Admin, BLOCK, Peer, read, write};
-use tidegate::node::Node;
 use zerocopy::IntoBytes;
 
 const THREADS: usize = 4;

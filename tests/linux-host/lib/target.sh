@@ -50,12 +50,14 @@ tidegate_start() {
   }
   cd "$scratch" || return
   rm -f "$scratch/target.status"
+  local clients=(none none)
+  [ "$1" != clients ] || clients=("$scratch/rpc.sock" "$scratch/state")
   # shellcheck disable=SC2016 # expanded by the inner shell
   setsid bash -c '
-    "$1" serve --config "$2" &
+    "$1" serve --config "$2" --rpc-socket "$5" --state "$6" &
     echo $! >"$3"
     wait $!
-    echo $? >"$4"' tidegate "$binary" "$here/configs/$1.toml" "$target_pid_file" "$scratch/target.status" \
+    echo $? >"$4"' tidegate "$binary" "$here/configs/$1.toml" "$target_pid_file" "$scratch/target.status" "${clients[@]}" \
     </dev/null >>"$target_log" 2>&1 &
   wait_until 5 test -s "$target_pid_file"
 }

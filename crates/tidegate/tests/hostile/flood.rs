@@ -39,7 +39,7 @@ fn more_connections_than_allowed_are_closed_at_once() {
     until("places are free again", || (node.connections() == 2).then_some(()));
     drop(Peer::negotiated(address, DigestFlags::empty()));
     bystander.stop();
-    ends_clean(node);
+    ends_clean(&node);
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn more_queues_than_allowed_are_refused_and_the_rest_go_on() {
     until("queues are free again", || (node.census().unwrap()[0].queues == 2).then_some(()));
     drop(Peer::negotiated(address, DigestFlags::empty()));
     bystander.stop();
-    ends_clean(node);
+    ends_clean(&node);
 }
 
 /// Three threads that connect, send something of no use and are gone again, as fast as they can.
@@ -101,5 +101,5 @@ fn a_storm_of_connections_does_not_stop_the_others() {
         let worst = other.stop();
         println!("{stormed} connections came and went; the longest round was {worst:?}");
     }
-    ends_clean(node);
+    ends_clean(&node);
 }

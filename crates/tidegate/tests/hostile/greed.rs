@@ -58,7 +58,7 @@ fn a_pool_made_empty_leaves_every_other_host_served() {
         other.stop();
     }
     drop((greedy, admin));
-    ends_clean(node);
+    ends_clean(&node);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn request_slots_all_taken_leave_every_other_host_served() {
         other.stop();
     }
     drop((greedy, admin));
-    ends_clean(node);
+    ends_clean(&node);
 }
 
 /// A queue that owes data has slots for the rest of its entries set aside.
@@ -99,7 +99,7 @@ fn request_slots_all_set_aside_leave_every_other_host_served() {
         other.stop();
     }
     drop((greedy, admin));
-    ends_clean(node);
+    ends_clean(&node);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn a_host_that_reads_all_the_time_and_takes_nothing_leaves_the_others_served() {
         reader.join().unwrap();
     }
     drop(admin);
-    ends_clean(node);
+    ends_clean(&node);
 }
 
 /// Sends commands that are refused at once, and reads no answer, until the node takes no more.
@@ -199,5 +199,5 @@ fn answers_that_are_never_read_leave_every_other_host_served() {
         other.stop();
     }
     drop((deaf, admin));
-    ends_clean(node);
+    ends_clean(&node);
 }

@@ -20,11 +20,11 @@ use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ::node::Node;
 use support::daemon::NQN;
 use support::node::{self, Exported, Plan, ram};
 use support::{PATIENCE, until};
 use testkit::peer::{BLOCK, Peer};
-use tidegate::node::Node;
 
 /// Long enough for an honest host on a busy machine, short enough to wait for.
 const SHORT: Duration = Duration::from_secs(2);
@@ -52,7 +52,7 @@ fn read_to_end(peer: &mut Peer) -> usize {
 }
 
 /// Waits until nothing is left of any connection, and ends the node.
-fn ends_clean(node: Node) {
+fn ends_clean(node: &Node) {
     until("every connection is gone", || (node.connections() == 0).then_some(()));
     until("every queue, request and buffer is free", || {
         let census = node.census().unwrap();

@@ -144,7 +144,7 @@ fn whatever_is_left_unfinished_has_its_timeout() {
     assert!(counters.timeouts_data >= 1, "{counters:?}");
     assert!(node.census().unwrap()[0].counters.queues_unconnected >= 1);
     bystander.stop();
-    drop_keepers(node);
+    drop_keepers(&node);
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn bytes_that_are_never_read_or_hardly_ever() {
     assert!(read_to_end(&mut deaf) < 100 << 20);
     assert!(sipping.join().unwrap() < 100 << 20);
     bystander.stop();
-    drop_keepers(node);
+    drop_keepers(&node);
 }
 
 /// After a termination request the peer has its time to close, and is then cut off.
@@ -188,10 +188,10 @@ fn a_peer_that_does_not_close_is_cut_off() {
     crate::support::until("it is cut off", || {
         (node.tcp_counters().timeouts_close == 1).then_some(())
     });
-    ends_clean(node);
+    ends_clean(&node);
 }
 
 /// The admin queues that are still open end with the node.
-fn drop_keepers(node: tidegate::node::Node) {
+fn drop_keepers(node: &node::Node) {
     node.shutdown(crate::support::PATIENCE).unwrap();
 }

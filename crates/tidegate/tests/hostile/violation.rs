@@ -160,7 +160,7 @@ fn each_breach_gets_its_termination_request() {
         + counters.terminations_parameter;
     assert_eq!(terminations, breaches.len() as u64);
     bystander.stop();
-    ends_clean(node);
+    ends_clean(&node);
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn wrong_data_costs_its_command_only() {
     let Pdu::Response(cqe) = queue.receive() else { panic!("no response") };
     assert!(cqe.status().is_success(), "the queue still works: {cqe:?}");
     drop((queue, admin));
-    ends_clean(node);
+    ends_clean(&node);
 }
 
 /// Valid PDUs with random damage, random bytes, random cuts: whatever happens, it is the peer's connection
@@ -233,5 +233,5 @@ fn random_damage_harms_nobody_else() {
     }
     bystander.goes_on(5);
     bystander.stop();
-    ends_clean(node);
+    ends_clean(&node);
 }

@@ -9,7 +9,7 @@ use std::thread;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 use crate::support::daemon::{
-    Daemon, NQN, file_config, free_port, loopback, run, run_json, tidegate, write_config,
+    ALONE, Daemon, NQN, file_config, free_port, loopback, run, run_json, tidegate, write_config,
 };
 use crate::support::{folder, until};
 
@@ -19,6 +19,7 @@ fn without_a_log(folder: &std::path::Path, config: &str) -> Child {
     let full = || OpenOptions::new().write(true).open("/dev/full").unwrap();
     tidegate(folder)
         .args(["serve", "--config", "tidegate.toml"])
+        .args(ALONE)
         .stdout(full())
         .stderr(full())
         .spawn()
@@ -49,6 +50,7 @@ fn a_log_whose_reader_has_ended_ends_nothing() {
     write_config(folder.path(), &file_config(port, ""));
     let mut child = tidegate(folder.path())
         .args(["serve", "--config", "tidegate.toml"])
+        .args(ALONE)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()

@@ -48,7 +48,7 @@ fn a_wrong_invocation_is_one_line_and_status_2() {
     for (arguments, named) in [
         (&[][..], "--help"),
         (&["nonsense"], "nonsense"),
-        (&["serve"], "--config"),
+        (&["serve", "--reseed"], "--config"),
         (&["serve", "--confg", "x"], "--confg"),
         (&["serve", "--config"], "--config"),
         (&["serve", "--config", "missing.toml"], "missing.toml"),

@@ -28,7 +28,7 @@ fn every_example_configuration_starts_and_does_what_it_prints() {
             }
         }
         write_config(folder.path(), &config);
-        let daemon = Daemon::spawn_with(folder.path(), &["serve", "--config", "tidegate.toml"]);
+        let daemon = serve(folder.path());
         let mut lines = Vec::new();
         while !lines.last().is_some_and(|line: &String| line.contains("nvme list")) {
             lines.push(daemon.line());
@@ -48,6 +48,12 @@ fn every_example_configuration_starts_and_does_what_it_prints() {
     assert!(count >= 3, "the examples have gone");
 }
 
+/// A daemon with the folder's configuration, as it is but for what the machine has one of.
+fn serve(folder: &Path) -> Daemon {
+    let own = ["--rpc-socket", "rpc.sock", "--state", "state"];
+    Daemon::spawn_with(folder, &[&["serve", "--config", "tidegate.toml"][..], &own].concat())
+}
+
 /// What `serve` prints for these subsystems, of which each line is its NQN's last part and what else it has.
 fn banner(subsystems: &[(&str, &str)]) -> Vec<String> {
     let folder = folder();
@@ -62,7 +68,7 @@ fn banner(subsystems: &[(&str, &str)]) -> Vec<String> {
     let config = "[logging]\nlevel = \"error\"\n[devices.ram]\nkind = \"ram\"\nsize = \"1MiB\"\n";
     let config = config.to_owned() + &subsystems.concat();
     write_config(folder.path(), &config);
-    let daemon = Daemon::spawn_with(folder.path(), &["serve", "--config", "tidegate.toml"]);
+    let daemon = serve(folder.path());
     let mut lines = Vec::new();
     while !lines.last().is_some_and(|line: &String| line.contains("memory for data")) {
         lines.push(daemon.line());

@@ -10,7 +10,9 @@ use std::thread;
 use serde_json::{Value, json};
 
 use super::failure;
-use crate::support::daemon::{Daemon, NQN, file_config, free_port, run, tidegate, write_config};
+use crate::support::daemon::{
+    ALONE, Daemon, NQN, file_config, free_port, run, tidegate, write_config,
+};
 use crate::support::folder;
 
 fn full() -> Stdio {
@@ -102,7 +104,7 @@ fn the_systems_words_come_once_in_a_line() {
     // A folder in which nobody can make a file.
     let config = file_config(free_port(), "").replace("disk.img", "/proc/disk.img");
     write_config(folder.path(), &config);
-    let arguments = ["serve", "--config", "tidegate.toml"];
+    let arguments = [&["serve", "--config", "tidegate.toml"][..], &ALONE].concat();
     let output = run(folder.path(), &arguments);
     assert_eq!(output.status.code(), Some(1));
     let errors = String::from_utf8(output.stderr).unwrap();

@@ -19,6 +19,9 @@ use super::{PATIENCE, until};
 
 pub(crate) const NQN: &str = "nqn.2026-11.io.tidegate:test";
 
+/// Arguments of a `serve` that keeps nothing and that no client can reach.
+pub(crate) const ALONE: [&str; 4] = ["--rpc-socket", "none", "--state", "none"];
+
 /// The binary, to be run in `folder`.
 pub(crate) fn tidegate(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
@@ -87,10 +90,11 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `serve --json` in `folder` with this configuration; back at once.
+    /// Starts `serve --json` in `folder` with this configuration and without clients that could change it; back at once.
     pub(crate) fn spawn(folder: &Path, config: &str) -> Daemon {
         let path = write_config(folder, config);
-        Daemon::spawn_with(folder, &["serve", "--json", "--config", path.to_str().unwrap()])
+        let serve = ["serve", "--json", "--config", path.to_str().unwrap()];
+        Daemon::spawn_with(folder, &[&serve[..], &ALONE].concat())
     }
 
     /// Starts the binary with these arguments; back at once.

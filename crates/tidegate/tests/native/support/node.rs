@@ -8,6 +8,7 @@ use block::BlockDevice;
 use block::file::{Direct, FileDevice, FileOptions};
 use block::ram::{RamDevice, RamOptions};
 use memory::Hugepages;
+use node::{Node, NodeConfig};
 use nvme::Nqn;
 use nvme::address::{TransportAddress, TransportType};
 use reactor::{IdlePolicy, ReactorConfig, RingChoice};
@@ -15,7 +16,6 @@ use target::ShardLimits;
 use target::configuration::{
     Configuration, Hosts, Listener, ListenerId, NamespaceOptions, Reach, SubsystemOptions,
 };
-use tidegate::node::{Node, NodeConfig};
 use transport_tcp::TcpConfig;
 
 use super::PATIENCE;

@@ -1,0 +1,96 @@
+//! A client of the Unix socket, and the daemon that it talks to.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::support::daemon::Daemon;
+use crate::support::{PATIENCE, until};
+
+const SOCKET: &str = "rpc.sock";
+
+/// Starts a daemon in `folder` that keeps its state there, and waits until it serves.
+pub(crate) fn start(folder: &Path, more: &[&str]) -> Daemon {
+    let own = ["serve", "--json", "--rpc-socket", SOCKET, "--state", "state"];
+    let daemon = Daemon::spawn_with(folder, &[&own[..], more].concat());
+    daemon.banner();
+    daemon
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Client {
+    stream: UnixStream,
+    /// Received and not looked at yet.
+    received: Vec<u8>,
+    next: u64,
+}
+
+impl Client {
+    pub(crate) fn connect(folder: &Path) -> Client {
+        let path: PathBuf = folder.join(SOCKET);
+        let stream = until("the daemon takes the connection", || UnixStream::connect(&path).ok());
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Client { stream, received: Vec::new(), next: 1 }
+    }
+
+    /// Calls a method and waits for its answer: the result, or the error's code and text. Fails if the connection ends.
+    pub(crate) fn try_call(
+        &mut self,
+        method: &str,
+        params: &Value,
+    ) -> io::Result<Result<Value, (i64, String)>> {
+        let id = self.next;
+        self.next += 1;
+        let call = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
+        self.stream.write_all(call.to_string().as_bytes())?;
+        let answer = self.answer()?;
+        assert_eq!(answer["id"], id, "{answer}");
+        Ok(match answer.get("error") {
+            None => Ok(answer["result"].clone()),
+            Some(error) => {
+                let text = error["message"].as_str().unwrap().to_owned();
+                Err((error["code"].as_i64().unwrap(), text))
+            }
+        })
+    }
+
+    /// The next answer, whole.
+    fn answer(&mut self) -> io::Result<Value> {
+        loop {
+            let mut values = serde_json::Deserializer::from_slice(&self.received).into_iter();
+            match values.next() {
+                Some(Ok(value)) => {
+                    let used = values.byte_offset();
+                    self.received.drain(..used);
+                    return Ok(value);
+                }
+                Some(Err(error)) if !error.is_eof() => panic!("{error}"),
+                _ => {}
+            }
+            let mut piece = [0; 4096];
+            match self.stream.read(&mut piece)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => self.received.extend_from_slice(&piece[..count]),
+            }
+        }
+    }
+
+    /// Calls a method that must succeed.
+    pub(crate) fn call(&mut self, method: &str, params: &Value) -> Value {
+        match self.try_call(method, params).unwrap() {
+            Ok(result) => result,
+            Err(error) => panic!("{method} {params}: {error:?}"),
+        }
+    }
+
+    /// Calls a method that must fail: the code and the text.
+    pub(crate) fn refused(&mut self, method: &str, params: &Value) -> (i64, String) {
+        match self.try_call(method, params).unwrap() {
+            Ok(result) => panic!("{method} {params}: {result}"),
+            Err(error) => error,
+        }
+    }
+}

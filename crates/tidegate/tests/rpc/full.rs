@@ -1,0 +1,104 @@
+//! A state directory that takes no more. The kernel's limit on the size of files stands in for a full disk: it can be
+//! moved under a running daemon by whoever owns it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use serde_json::{Value, json};
+use testkit::Random;
+
+use crate::client::{Client, start};
+use crate::support::folder;
+
+/// From now on the daemon can write to files up to `size` only.
+fn allow(daemon: Pid, size: Option<u64>) {
+    prlimit(Some(daemon), Resource::Fsize, Rlimit { current: size, maximum: None }).unwrap();
+}
+
+fn create(client: &mut Client, name: &str) -> Result<Value, (i64, String)> {
+    let params = json!({ "name": name, "num_blocks": 8, "block_size": 512 });
+    client.try_call("bdev_null_create", &params).unwrap()
+}
+
+fn names(folder: &Path) -> BTreeSet<String> {
+    let listed = Client::connect(folder).call("bdev_get_bdevs", &Value::Null);
+    let names = listed.as_array().unwrap().iter();
+    names.map(|it| it["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn what_cannot_be_kept_is_refused_until_there_is_room_again() {
+    let folder = folder();
+    let daemon = start(folder.path(), &[]);
+    let mut client = Client::connect(folder.path());
+    create(&mut client, "before").unwrap();
+    allow(daemon.pid(), Some(0));
+    for _ in 0..3 {
+        let (code, text) = create(&mut client, "without-room").unwrap_err();
+        assert_eq!(code, -32603);
+        assert!(text.contains("state.redb") && text.contains("File too large"), "{text}");
+    }
+    let deleted = client.refused("bdev_null_delete", &json!({ "name": "before" }));
+    assert!(deleted.1.contains("state.redb"), "{deleted:?}");
+    assert_eq!(names(folder.path()), ["before".to_owned()].into());
+    allow(daemon.pid(), None);
+    create(&mut client, "after").unwrap();
+    let expected: BTreeSet<_> = ["after".to_owned(), "before".to_owned()].into();
+    assert_eq!(names(folder.path()), expected);
+    daemon.kill();
+    let _daemon = start(folder.path(), &[]);
+    assert_eq!(names(folder.path()), expected);
+}
+
+/// The room comes and goes in the middle of commits; what was said of each of them is true, also after `kill -9`.
+#[test]
+fn every_answer_is_true_while_room_comes_and_goes() {
+    let folder = folder();
+    let daemon = start(folder.path(), &[]);
+    let mut random = Random::new(20_261_123);
+    let (pid, done) = (daemon.pid(), AtomicBool::new(false));
+    let (mut expected, mut refused) = (BTreeSet::new(), 0);
+    let mut client = Client::connect(folder.path());
+    thread::scope(|scope| {
+        let done = &done;
+        let mut own = random.split();
+        scope.spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                let sizes = [0, 4096, 1 << 16, 1 << 20, 1 << 20, 1 << 21];
+                allow(pid, Some(*own.pick(&sizes)));
+                thread::park_timeout(Duration::from_micros(own.below(3000)));
+                allow(pid, None);
+                thread::park_timeout(Duration::from_micros(own.below(3000)));
+            }
+        });
+        for number in 0..1500 {
+            let name = format!("device-{}", random.below(400));
+            let answer = if expected.contains(&name) {
+                client.try_call("bdev_null_delete", &json!({ "name": name })).unwrap()
+            } else {
+                create(&mut client, &name)
+            };
+            match answer {
+                Ok(_) if expected.remove(&name) => {}
+                Ok(_) => drop(expected.insert(name)),
+                Err((code, text)) => {
+                    assert!(code == -32603 && text.contains("state.redb"), "{number}: {text}");
+                    refused += 1;
+                }
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(refused > 20, "only {refused} were refused");
+    assert_eq!(names(folder.path()), expected);
+    // The first that succeeds leaves nothing of those that failed.
+    create(&mut client, "last").unwrap();
+    expected.insert("last".to_owned());
+    daemon.kill();
+    let _daemon = start(folder.path(), &[]);
+    assert_eq!(names(folder.path()), expected);
+}

@@ -1,0 +1,19 @@
+//! The daemon and programs that tell it by JSON-RPC what to serve.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::cast_possible_truncation, clippy::missing_panics_doc, missing_docs)]
+
+mod client;
+mod durability;
+mod full;
+mod metrics;
+mod parameters;
+mod provisioning;
+mod racing;
+mod seeding;
+mod statistics;
+mod waiting;
+
+#[allow(dead_code)]
+#[path = "../native/support/mod.rs"]
+mod support;

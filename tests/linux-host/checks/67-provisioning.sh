@@ -1,0 +1,116 @@
+# shellcheck shell=bash disable=SC2034,SC2154 # variables pass between the files that `guest` sources together
+# A daemon that programs tell what to serve, and what the host sees while they do.
+
+nqn_volume=nqn.2026-11.io.tidegate:volume
+image=$scratch/volume.img
+
+rpc() {
+  "$binary" rpc --rpc-socket "$scratch/rpc.sock" "$@"
+}
+
+answers() {
+  rpc spdk_get_version >/dev/null 2>&1
+}
+
+# An empty daemon, and on it a volume of 64 MiB for host one alone.
+provision() {
+  tidegate_only "has no such clients"
+  ! tidegate_runs || target_stop
+  rm -rf "$scratch/state"
+  echo clients >"$target_config_file"
+  tidegate_start clients
+  wait_until 15 answers || fail "the RPC socket does not answer"
+  rm -f "$image"
+  truncate -s 64M "$image"
+  rpc bdev_uring_create name=volume filename="$image" block_size=4096
+  rpc nvmf_create_transport trtype=TCP
+  rpc nvmf_create_subsystem nqn="$nqn_volume"
+  rpc nvmf_subsystem_add_host nqn="$nqn_volume" host="$host_one"
+  rpc nvmf_subsystem_add_ns nqn="$nqn_volume" namespace.bdev_name=volume
+  rpc nvmf_subsystem_add_listener nqn="$nqn_volume" \
+    listen_address.trtype=TCP listen_address.adrfam=IPv4 listen_address.traddr=127.0.0.1 listen_address.trsvcid=4420
+}
+
+connect_volume() {
+  connect "$nqn_volume" -i 2 --reconnect-delay=1 --ctrl-loss-tmo=60 -k 5
+  use_namespace 1
+}
+
+# A verified write to the volume in the background; back when it is under way.
+start_writing() {
+  verified_fio --name=volume --rw=randwrite --bs=4k --size=48M --iodepth=16 &
+  writer=$!
+  wait_until 60 has_grown_by 1024 || fail "the write does not get going"
+}
+
+# Blocks of 512 bytes that the image takes up: it was sparse.
+has_grown_by() {
+  [ "$(stat -c %b "$image")" -ge "$1" ]
+}
+
+must_be_writing() {
+  kill -0 "$writer" 2>/dev/null || fail "the write was over before $1"
+}
+
+writing_ends_well() {
+  wait "$writer" || fail "$(cat "$verdict_file")"
+}
+
+# Looks without changing which disk is in use.
+has_namespace() {
+  (find_disk "$1")
+}
+
+lacks_namespace() {
+  ! has_namespace "$1"
+}
+
+check_namespaces_come_and_go_under_load() {
+  provision
+  connect_volume
+  start_writing
+  local round
+  for round in 1 2 3; do
+    must_be_writing "namespaces came"
+    rpc bdev_malloc_create name="more$round" num_blocks=2048 block_size=4096
+    rpc nvmf_subsystem_add_ns nqn="$nqn_volume" namespace.bdev_name="more$round" namespace.nsid=7
+    wait_until 20 has_namespace 7 || fail "namespace 7 does not appear, round $round"
+    if [ "$round" = 2 ]; then
+      # A device that is deleted takes its namespace along.
+      rpc bdev_malloc_delete name="more$round"
+    else
+      rpc nvmf_subsystem_remove_ns nqn="$nqn_volume" nsid=7
+    fi
+    wait_until 20 lacks_namespace 7 || fail "namespace 7 does not go, round $round"
+  done
+  must_be_writing "namespaces had come and gone"
+  writing_ends_well
+}
+
+check_host_that_is_removed_is_disconnected() {
+  provision
+  connect_volume
+  rpc nvmf_subsystem_remove_host nqn="$nqn_volume" host="$host_one"
+  wait_until 30 no_longer_live || fail "the controller is still live"
+  rpc nvmf_subsystem_add_host nqn="$nqn_volume" host="$host_one"
+  nvme disconnect-all
+  connect_volume
+}
+
+no_longer_live() {
+  ! controller_is live
+}
+
+check_configured_state_survives_a_kill_under_load() {
+  provision
+  connect_volume
+  start_writing
+  must_be_writing "the kill"
+  target_kill
+  must_be_writing "the restart"
+  target_start clients
+  writing_ends_well
+  controller_is live || fail "$controller is $(cat "/sys/class/nvme/$controller/state")"
+  rpc nvmf_delete_subsystem nqn="$nqn_volume"
+  wait_until 30 no_longer_live || fail "the controller of a subsystem that is gone is still live"
+}

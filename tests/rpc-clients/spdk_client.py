@@ -1,0 +1,525 @@
+"""SPDK's own Python client, as its package `spdk` on PyPI has it: every method that the daemon lists is called by it,
+by the command line that its users type and by the calls that programs make.
+
+`TABLE` has an entry for each method: how it is called and what is checked. A method without an entry fails, and so
+does an entry without a method.
+"""
+
+import contextlib
+import functools
+import io
+import json
+import re
+import shlex
+
+from spdk.rpc.client import JSONRPCClient, JSONRPCException
+from spdk.spdk_rpc import call_rpc_func, create_parser
+
+from daemon import Daemon, Refused, free_port
+
+TABLE = {}
+NQN = "nqn.2016-06.io.spdk:cnode1"
+HOST = "nqn.2014-08.org.nvmexpress:uuid:0b7a3b4e-9d4f-4d58-a8f2-5a63c1a53ae6"
+UUID = "5e0d6ddd-9a4b-4e7c-8a52-2f1cf5b1b5e2"
+MIB = 1 << 20
+
+parser = functools.cache(lambda: create_parser()[0])
+
+
+def drives(method):
+    """Enters a function into the table; it is given an `Operator` of a daemon that nothing is configured in."""
+
+    def enter(check):
+        assert method not in TABLE, method
+        TABLE[method] = check
+        return check
+
+    return enter
+
+
+class Recording(JSONRPCClient):
+    """Remembers what the command line made of its arguments."""
+
+    last = None
+
+    def call(self, method, params=None):
+        try:
+            result = super().call(method, params)
+        except JSONRPCException as error:
+            # The text ends with the error as JSON.
+            found = re.search(r'\{[^{}]*"code"[^{}]*\}\s*$', error.message)
+            if found is None:
+                raise
+            raise Refused(json.loads(found.group())) from error
+        self.last = (method, params, result)
+        return result
+
+
+class Operator:
+    """Somebody with SPDK's tools and a daemon."""
+
+    def __init__(self, daemon):
+        self.daemon = daemon
+        self.client = Recording(daemon.unix, timeout=30.0)
+
+    def types(self, line):
+        """A line of SPDK's command line tool: what the daemon said, and what was sent as `self.sent`."""
+        args = parser().parse_args(shlex.split(line))
+        args.client = self.client
+        self.client.last = None
+        with contextlib.redirect_stdout(io.StringIO()):
+            call_rpc_func(args)
+        method, self.sent, result = self.client.last
+        assert method == line.split()[0], (method, line)
+        return result
+
+    def is_refused(self, line, code, *texts):
+        """A line that has to fail, with an error that clients and people understand."""
+        try:
+            result = self.types(line)
+        except Refused as refused:
+            assert refused.code == code, (line, refused)
+            for text in texts:
+                assert text in refused.message, (line, refused)
+            return
+        raise AssertionError(f"{line} succeeded: {result}")
+
+    def bdev(self, name):
+        [bdev] = self.types(f"bdev_get_bdevs -b {name}")
+        return bdev
+
+    def subsystem(self, nqn=NQN):
+        [subsystem] = self.types(f"nvmf_get_subsystems {nqn}")
+        return subsystem
+
+    def with_subsystem(self):
+        assert self.types("nvmf_create_transport -t TCP") is True
+        assert self.types(f"nvmf_create_subsystem {NQN}") is True
+
+
+def same(found, **expected):
+    """Some fields of an object."""
+    for key, value in expected.items():
+        assert found.get(key) == value, f"{key} is {found.get(key)!r}, expected {value!r}: {found}"
+
+
+# About the process
+
+
+@drives("spdk_get_version")
+def _(it):
+    version = it.types("spdk_get_version")
+    assert set(version) >= {"version", "fields"} and isinstance(version["version"], str)
+    assert all(isinstance(version["fields"][key], int) for key in ("major", "minor", "patch")), version
+    assert isinstance(version["fields"]["suffix"], str)
+
+
+@drives("rpc_get_methods")
+def _(it):
+    methods = it.types("rpc_get_methods")
+    assert len(set(methods)) == len(methods) and "nvmf_get_subsystems" in methods
+    assert it.types("rpc_get_methods -c") == methods
+    assert set(it.types("rpc_get_methods -i")) >= set(methods)
+
+
+@drives("framework_start_init")
+def _(it):
+    assert it.types("framework_start_init") is True
+
+
+@drives("framework_wait_init")
+def _(it):
+    assert it.types("framework_wait_init") is True
+
+
+@drives("bdev_wait_for_examine")
+def _(it):
+    assert it.types("bdev_wait_for_examine") is True
+
+
+# Block devices
+
+
+@drives("bdev_malloc_create")
+def _(it):
+    assert it.types(f"bdev_malloc_create -b ram -u {UUID} 16 4096") == "ram"
+    assert it.sent["num_blocks"] == 4096
+    same(it.bdev("ram"), product_name="Malloc disk", block_size=4096, num_blocks=4096, uuid=UUID, claimed=False)
+    assert UUID in it.bdev("ram")["aliases"]
+    assert it.types("bdev_malloc_create 1 512") == "Malloc0"
+    assert it.types("bdev_malloc_create -p 4096 -o 8 -n -1 1 512") == "Malloc1"
+    it.is_refused("bdev_malloc_create -b ram 1 512", -17, "File exists", "ram")
+    it.is_refused(f"bdev_malloc_create -b other -u {UUID} 1 512", -17, "File exists", UUID)
+    it.is_refused("bdev_malloc_create -b odd 1 1024", -32602, "Invalid parameters", "1024")
+    it.is_refused("bdev_malloc_create -b meta -m 8 -t 1 1 512", -32602, "md_size")
+
+
+@drives("bdev_malloc_delete")
+def _(it):
+    it.types("bdev_malloc_create -b ram 1 512")
+    assert it.types("bdev_malloc_delete ram") is True
+    it.is_refused("bdev_malloc_delete ram", -19, "No such device")
+    it.types("bdev_null_create null 1 512")
+    it.is_refused("bdev_malloc_delete null", -19, "No such device")
+
+
+@drives("bdev_null_create")
+def _(it):
+    assert it.types(f"bdev_null_create null -u {UUID} 100 512") == "null"
+    same(it.bdev("null"), product_name="Null disk", block_size=512, num_blocks=100 * MIB // 512, uuid=UUID)
+    assert it.types("bdev_null_create hints -p 4096 -a 8 -g 8 -s 8 -c 8 -r 8 1 512") == "hints"
+    it.is_refused("bdev_null_create null 1 512", -17, "File exists")
+    it.is_refused("bdev_null_create meta -m 8 1 512", -32602, "md_size")
+
+
+@drives("bdev_null_delete")
+def _(it):
+    it.types("bdev_null_create null 1 512")
+    assert it.types("bdev_null_delete null") is True
+    it.is_refused("bdev_null_delete null", -19, "No such device")
+
+
+def file_device(it, kind, product):
+    path = it.daemon.file("disk.img", 8 * MIB)
+    assert it.types(f"bdev_{kind}_create {path} disk 4096 -u {UUID}") == "disk"
+    bdev = it.bdev("disk")
+    same(bdev, product_name=product, block_size=4096, num_blocks=8 * MIB // 4096, uuid=UUID)
+    same(bdev["driver_specific"][kind], filename=path)
+    other = it.daemon.file("other.img", MIB)
+    assert it.types(f"bdev_{kind}_create {other} other") == "other"
+    it.is_refused(f"bdev_{kind}_create {other} disk", -17, "File exists")
+    it.is_refused(f"bdev_{kind}_create {other} again", -16, "Device or resource busy", "other.img")
+    it.is_refused(f"bdev_{kind}_create {it.daemon.path('none')} none", -2, "No such file or directory", "none")
+    it.is_refused(f"bdev_{kind}_create /tmp folder", -32602, "/tmp")
+    it.is_refused(f"bdev_{kind}_create {it.daemon.file('odd', MIB)} odd 3", -32602, "3")
+
+
+def file_device_deleted(it, kind):
+    path = it.daemon.file("disk.img", MIB)
+    it.types(f"bdev_{kind}_create {path} disk")
+    assert it.types(f"bdev_{kind}_delete disk") is True
+    it.is_refused(f"bdev_{kind}_delete disk", -19, "No such device")
+    # The file is free again at once.
+    assert it.types(f"bdev_{kind}_create {path} disk") == "disk"
+    it.is_refused(f"bdev_{'uring' if kind == 'aio' else 'aio'}_delete disk", -19, "No such device")
+
+
+@drives("bdev_aio_create")
+def _(it):
+    file_device(it, "aio", "AIO disk")
+    path = it.daemon.file("protected.img", MIB)
+    assert it.types(f"bdev_aio_create {path} protected 512 --readonly --fallocate --no-wait") == "protected"
+    assert it.bdev("protected")["driver_specific"]["aio"]["readonly"] is True
+    assert it.bdev("protected")["supported_io_types"]["write"] is False
+
+
+@drives("bdev_aio_delete")
+def _(it):
+    file_device_deleted(it, "aio")
+
+
+@drives("bdev_uring_create")
+def _(it):
+    file_device(it, "uring", "URING bdev")
+
+
+@drives("bdev_uring_delete")
+def _(it):
+    file_device_deleted(it, "uring")
+
+
+@drives("bdev_get_bdevs")
+def _(it):
+    assert it.types("bdev_get_bdevs") == []
+    it.types(f"bdev_malloc_create -b ram -u {UUID} 1 512")
+    it.types("bdev_null_create null 1 512")
+    assert {bdev["name"] for bdev in it.types("bdev_get_bdevs")} == {"ram", "null"}
+    assert it.bdev(UUID)["name"] == "ram"
+    assert it.types("bdev_get_bdevs -b ram -t 1000")[0]["name"] == "ram"
+    it.is_refused("bdev_get_bdevs -b none", -19, "No such device", "none")
+    bdev = it.bdev("ram")
+    kinds = {
+        "name": str, "aliases": list, "product_name": str, "block_size": int, "num_blocks": int, "uuid": str,
+        "assigned_rate_limits": dict, "claimed": bool, "zoned": bool, "supported_io_types": dict, "driver_specific": dict,
+    }
+    for key, kind in kinds.items():
+        assert isinstance(bdev[key], kind), f"{key}: {bdev}"
+    assert bdev["supported_io_types"]["read"] is True
+    assert "memory_domains" not in bdev, "Longhorn's client cannot read them"
+
+
+
+# What they did
+
+
+@drives("bdev_get_iostat")
+def _(it):
+    it.types("bdev_malloc_create -b ram 1 512")
+    it.types("bdev_null_create nothing 1 512")
+    stat = it.types("bdev_get_iostat")
+    assert stat["tick_rate"] > 0 and stat["ticks"] > 0, stat
+    assert sorted(bdev["name"] for bdev in stat["bdevs"]) == ["nothing", "ram"], stat
+    [ram] = it.types("bdev_get_iostat --names ram")["bdevs"]
+    same(ram, name="ram", bytes_read=0, num_read_ops=0, bytes_written=0, num_write_ops=0, read_latency_ticks=0)
+    assert it.types("bdev_get_iostat --names ram -c")["name"] == "ram"
+    it.is_refused("bdev_get_iostat --names none", -19, "No such device", "none")
+
+
+@drives("bdev_reset_iostat")
+def _(it):
+    it.types("bdev_malloc_create -b ram 1 512")
+    assert it.types("bdev_reset_iostat") is True
+    assert it.types("bdev_reset_iostat -b ram -m maxmin") is True
+    it.is_refused("bdev_reset_iostat -b none", -19, "No such device", "none")
+
+
+@drives("bdev_enable_histogram")
+def _(it):
+    it.types("bdev_malloc_create -b ram 1 512")
+    assert it.types("bdev_enable_histogram ram --histogram") is True
+    assert it.types("bdev_enable_histogram ram --no-histogram") is True
+    it.is_refused("bdev_enable_histogram none --histogram", -19, "No such device", "none")
+
+
+@drives("bdev_get_histogram")
+def _(it):
+    it.types("bdev_malloc_create -b ram 1 512")
+    it.types("bdev_enable_histogram ram --histogram")
+    histogram = it.types("bdev_get_histogram ram")
+    assert set(histogram) >= {"histogram", "granularity", "min_range", "max_range", "tsc_rate"}, set(histogram)
+    it.is_refused("bdev_get_histogram none", -19, "No such device", "none")
+
+
+# Transports and subsystems
+
+
+@drives("nvmf_create_transport")
+def _(it):
+    assert it.types("nvmf_create_transport -t tcp -q 64 -m 4 -c 4096 -i 131072 -u 131072 -a 64 -n 511 -o -y 1") is True
+    [transport] = it.types("nvmf_get_transports")
+    same(
+        transport, trtype="TCP", max_queue_depth=64, max_io_qpairs_per_ctrlr=4, in_capsule_data_size=4096, max_io_size=131072
+    )
+    it.is_refused("nvmf_create_transport -t TCP", -32603, "Transport type 'TCP' already exists")
+    it.is_refused("nvmf_create_transport -t RDMA", -32602, "Invalid parameters", "RDMA")
+    it.is_refused("nvmf_create_transport -t TCP -g other", -32602, "tgt_name")
+
+
+@drives("nvmf_get_transports")
+def _(it):
+    assert it.types("nvmf_get_transports") == []
+    it.is_refused("nvmf_get_transports --trtype TCP", -19, "No such device")
+    it.types("nvmf_create_transport -t TCP")
+    [transport] = it.types("nvmf_get_transports --trtype tcp -t nvmf_tgt")
+    for key in ("max_queue_depth", "max_io_qpairs_per_ctrlr", "in_capsule_data_size", "max_io_size"):
+        assert isinstance(transport[key], int) and transport[key] > 0, transport
+
+
+@drives("nvmf_get_targets")
+def _(it):
+    assert it.client.call("nvmf_get_targets") == ["nvmf_tgt"]
+
+
+@drives("nvmf_create_subsystem")
+def _(it):
+    line = f"nvmf_create_subsystem {NQN} -s SPDK00000000000001 -d 'SPDK Controller' -a -m 32 -r -i 5 -I 2040 -t nvmf_tgt"
+    assert it.types(line) is True
+    same(
+        it.subsystem(), nqn=NQN, subtype="NVMe", allow_any_host=True, serial_number="SPDK00000000000001",
+        model_number="SPDK Controller", max_namespaces=32, min_cntlid=5, max_cntlid=2040, hosts=[], namespaces=[],
+        listen_addresses=[],
+    )
+    other = NQN + "-other"
+    assert it.types(f"nvmf_create_subsystem {other} --max-discard-size 1024 --max-write-zeroes-size 1024 -n") is True
+    same(it.subsystem(other), allow_any_host=False)
+    it.is_refused(f"nvmf_create_subsystem {NQN}", -32603, "Unable to create subsystem", NQN)
+    it.is_refused("nvmf_create_subsystem nonsense", -32602, "Invalid parameters", "nqn")
+    it.is_refused("nvmf_create_subsystem nqn.2014-08.org.nvmexpress.discovery", -32602, "discovery")
+    it.is_refused(f"nvmf_create_subsystem {NQN}3 -s {'x' * 21}", -32602, "serial number")
+    it.is_refused(f"nvmf_create_subsystem {NQN}3 -i 9 -I 8", -32602, "9 to 8")
+    it.is_refused(f"nvmf_create_subsystem {NQN}3 -p", -32602, "passthrough")
+
+
+@drives("nvmf_delete_subsystem")
+def _(it):
+    it.with_subsystem()
+    it.types("bdev_malloc_create -b ram 1 512")
+    it.types(f"nvmf_subsystem_add_ns {NQN} ram")
+    it.is_refused(f"nvmf_delete_subsystem {NQN} -t other", -32602, "tgt_name")
+    assert it.types(f"nvmf_delete_subsystem {NQN}") is True
+    it.is_refused(f"nvmf_get_subsystems {NQN}", -19, "No such device")
+    it.is_refused(f"nvmf_delete_subsystem {NQN}", -32602, "Invalid parameters")
+    assert it.bdev("ram")["claimed"] is False
+
+
+@drives("nvmf_get_subsystems")
+def _(it):
+    [discovery] = it.types("nvmf_get_subsystems")
+    same(discovery, nqn="nqn.2014-08.org.nvmexpress.discovery", subtype="Discovery", allow_any_host=True)
+    it.with_subsystem()
+    it.types(f"bdev_malloc_create -b ram -u {UUID} 1 512")
+    it.types(f"nvmf_subsystem_add_ns {NQN} ram -n 7")
+    it.types(f"nvmf_subsystem_add_host {NQN} {HOST}")
+    assert [subsystem["nqn"] for subsystem in it.types("nvmf_get_subsystems")] == [discovery["nqn"], NQN]
+    subsystem = it.subsystem()
+    [namespace] = subsystem["namespaces"]
+    same(namespace, nsid=7, bdev_name="ram", name="ram", uuid=UUID, nguid=UUID.replace("-", "").upper())
+    assert subsystem["hosts"] == [{"nqn": HOST}]
+    it.is_refused(f"nvmf_get_subsystems {NQN}-none", -19, "No such device")
+
+
+# Namespaces
+
+
+@drives("nvmf_subsystem_add_ns")
+def _(it):
+    it.with_subsystem()
+    for number in range(4):
+        it.types(f"bdev_malloc_create -b ram{number} 1 512")
+    own, nguid = "11111111-2222-3333-4444-555555555555", "ABCDEF0123456789ABCDEF0123456789"
+    assert it.types(f"nvmf_subsystem_add_ns {NQN} ram0") == 1
+    assert it.types(f"nvmf_subsystem_add_ns {NQN} ram1 -n 9 -u {own} -g {nguid} -a 1 -N") == 9
+    first, second = it.subsystem()["namespaces"]
+    same(first, nsid=1, bdev_name="ram0", uuid=it.bdev("ram0")["uuid"])
+    same(second, nsid=9, bdev_name="ram1", uuid=own, nguid=nguid)
+    assert it.bdev("ram0")["claimed"] is True and it.bdev("ram2")["claimed"] is False
+    assert it.types(f"nvmf_subsystem_add_ns {NQN} {it.bdev('ram2')['uuid']}") == 2
+    it.is_refused(f"nvmf_subsystem_add_ns {NQN} ram3 -n 9", -32602, "Invalid parameters", "9")
+    it.is_refused(f"nvmf_subsystem_add_ns {NQN} ram0", -32602, "Invalid parameters", "ram0")
+    it.is_refused(f"nvmf_subsystem_add_ns {NQN} none", -32602, "Invalid parameters", "none")
+    it.is_refused(f"nvmf_subsystem_add_ns {NQN}-none ram3", -32602, "Invalid parameters", NQN)
+    it.is_refused(f"nvmf_subsystem_add_ns {NQN} ram3 -n 4000000000", -32602, "4000000000")
+    it.is_refused(f"nvmf_subsystem_add_ns {NQN} ram3 -u nonsense", -32602, "uuid")
+
+
+@drives("nvmf_subsystem_remove_ns")
+def _(it):
+    it.with_subsystem()
+    it.types("bdev_malloc_create -b ram 1 512")
+    it.types(f"nvmf_subsystem_add_ns {NQN} ram -n 3")
+    it.is_refused(f"nvmf_subsystem_remove_ns {NQN} 1", -32602, "Invalid parameters", "nsid")
+    assert it.types(f"nvmf_subsystem_remove_ns {NQN} 3") is True
+    assert it.subsystem()["namespaces"] == []
+    it.is_refused(f"nvmf_subsystem_remove_ns {NQN} 3", -32602, "Invalid parameters", "nsid")
+    it.is_refused(f"nvmf_subsystem_remove_ns {NQN}-none 3", -32602, "Invalid parameters")
+    assert it.types(f"nvmf_subsystem_add_ns {NQN} ram -n 3") == 3
+    # A device that goes takes its namespace along.
+    assert it.types("bdev_malloc_delete ram") is True
+    assert it.subsystem()["namespaces"] == []
+
+
+# Hosts
+
+
+@drives("nvmf_subsystem_add_host")
+def _(it):
+    it.with_subsystem()
+    assert it.types(f"nvmf_subsystem_add_host {NQN} {HOST}") is True
+    assert it.subsystem()["hosts"] == [{"nqn": HOST}]
+    it.is_refused(f"nvmf_subsystem_add_host {NQN} nonsense", -32602, "Invalid parameters", "host")
+    it.is_refused(f"nvmf_subsystem_add_host {NQN}-none {HOST}", -32602, "Invalid parameters")
+    assert len(it.subsystem()["hosts"]) == 1
+
+
+@drives("nvmf_subsystem_remove_host")
+def _(it):
+    it.with_subsystem()
+    it.types(f"nvmf_subsystem_add_host {NQN} {HOST}")
+    assert it.types(f"nvmf_subsystem_remove_host {NQN} {HOST} -T 1000") is True
+    assert it.subsystem()["hosts"] == []
+    it.is_refused(f"nvmf_subsystem_remove_host {NQN} {HOST}", -32602, "Invalid parameters", "host")
+
+
+@drives("nvmf_subsystem_allow_any_host")
+def _(it):
+    it.with_subsystem()
+    assert it.types(f"nvmf_subsystem_allow_any_host {NQN} --allow-any-host") is True
+    assert it.subsystem()["allow_any_host"] is True
+    assert it.types(f"nvmf_subsystem_allow_any_host {NQN} --no-allow-any-host") is True
+    assert it.subsystem()["allow_any_host"] is False
+    # What the client sent before 25.01.
+    assert it.client.nvmf_subsystem_allow_any_host(nqn=NQN, disable=False) is True
+    assert it.subsystem()["allow_any_host"] is True
+    it.is_refused(f"nvmf_subsystem_allow_any_host {NQN}-none --allow-any-host", -32602, "Invalid parameters")
+
+
+# Listeners
+
+
+@drives("nvmf_subsystem_add_listener")
+def _(it):
+    it.with_subsystem()
+    port = free_port()
+    assert it.types(f"nvmf_subsystem_add_listener {NQN} -t tcp -a 127.0.0.1 -s {port} -f ipv4") is True
+    address = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": str(port)}
+    assert it.subsystem()["listen_addresses"] == [address]
+    it.is_refused(f"nvmf_subsystem_add_listener {NQN} -t TCP -a 127.0.0.1 -s {port}", -32602, "already exists")
+    it.is_refused(f"nvmf_subsystem_add_listener {NQN} -t RDMA -a 127.0.0.1 -s {port}", -32602, "RDMA")
+    it.is_refused(f"nvmf_subsystem_add_listener {NQN} -t TCP -a nowhere -s {port}", -32602, "nowhere")
+    it.is_refused(f"nvmf_subsystem_add_listener {NQN} -t TCP -a 127.0.0.1 -f ipv6 -s {port}", -32602, "adrfam")
+    it.is_refused(f"nvmf_subsystem_add_listener {NQN} -t TCP -a 192.0.2.1 -s {port}", -32602, "192.0.2.1")
+    it.is_refused(f"nvmf_subsystem_add_listener {NQN} -t TCP -a 127.0.0.1 -s http", -32602, "trsvcid")
+    it.is_refused(f"nvmf_subsystem_add_listener {NQN}-none -t TCP -a 127.0.0.1 -s {port}", -32602, "Invalid parameters")
+    # Another subsystem may share it.
+    it.types(f"nvmf_create_subsystem {NQN}-other")
+    assert it.types(f"nvmf_subsystem_add_listener {NQN}-other -t TCP -a 127.0.0.1 -s {port}") is True
+
+
+@drives("nvmf_subsystem_remove_listener")
+def _(it):
+    it.with_subsystem()
+    port = free_port()
+    address = f"-t tcp -a 127.0.0.1 -s {port} -f ipv4"
+    it.types(f"nvmf_subsystem_add_listener {NQN} {address}")
+    assert it.types(f"nvmf_subsystem_remove_listener {NQN} {address}") is True
+    assert it.subsystem()["listen_addresses"] == []
+    it.is_refused(f"nvmf_subsystem_remove_listener {NQN} {address}", -32602, "Invalid parameters", "listen_address")
+    assert it.types(f"nvmf_subsystem_add_listener {NQN} {address}") is True
+
+
+@drives("nvmf_subsystem_get_listeners")
+def _(it):
+    it.with_subsystem()
+    assert it.types(f"nvmf_subsystem_get_listeners {NQN}") == []
+    port = free_port()
+    it.types(f"nvmf_subsystem_add_listener {NQN} -t tcp -a ::1 -s {port} -f ipv6")
+    [listener] = it.types(f"nvmf_subsystem_get_listeners {NQN} -t nvmf_tgt")
+    assert listener["address"] == {"trtype": "TCP", "adrfam": "IPv6", "traddr": "::1", "trsvcid": str(port)}
+    it.is_refused(f"nvmf_subsystem_get_listeners {NQN}-none", -32602, "Invalid parameters")
+
+
+# What holds for the client itself
+
+
+def batch_is_answered(binary):
+    """The client's batch mode: one array out, one array back, in order."""
+    with Daemon(binary) as daemon, JSONRPCClient(daemon.unix, batch_mode=True) as client:
+        client.spdk_get_version()
+        client.bdev_malloc_create(name="ram", num_blocks=8, block_size=512)
+        client.bdev_get_bdevs(name="ram")
+        client.send_batch()
+        version, name, bdevs = JSONRPCClient.handle_batch_response(client.recv())
+        assert "version" in version and name == "ram" and bdevs[0]["name"] == "ram"
+
+
+def raw_tcp_is_answered(binary):
+    """The client with an address and a port in the place of a path."""
+    with Daemon(binary) as daemon, JSONRPCClient("127.0.0.1", daemon.tcp) as client:
+        assert "version" in client.spdk_get_version()
+
+
+def checks(binary):
+    """Name and function of each check."""
+    with Daemon(binary) as daemon:
+        listed = Operator(daemon).client.call("rpc_get_methods")
+
+    def drive(method):
+        assert method in TABLE, f"no entry in the table of {__file__}"
+        assert method in listed, "the daemon has no such method"
+        with Daemon(binary) as daemon:
+            TABLE[method](Operator(daemon))
+
+    for method in sorted({*listed, *TABLE}):
+        yield f"spdk {method}", functools.partial(drive, method)
+    yield "spdk batch", functools.partial(batch_is_answered, binary)
+    yield "spdk over tcp", functools.partial(raw_tcp_is_answered, binary)
