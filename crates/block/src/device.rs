@@ -93,6 +93,14 @@ pub trait BlockDevice: Send + Sync + Debug {
     /// Its present size.
     fn geometry(&self) -> Geometry;
 
+    /// Asks the medium for its size again; another one has a new generation. May block, so not on a reactor.
+    ///
+    /// # Errors
+    /// [`BlockError::System`] if the system does not say.
+    fn rescan(&self) -> Result<Geometry, BlockError> {
+        Ok(self.geometry())
+    }
+
     /// What it can do and promises.
     fn properties(&self) -> &Properties;
 

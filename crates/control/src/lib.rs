@@ -10,7 +10,9 @@
 //! and answers when all of them have acknowledged: what a client was told has been done is on disk.
 
 pub mod jsonrpc;
+pub mod logs;
 pub mod methods;
+pub mod notifications;
 pub mod objects;
 pub mod pages;
 pub mod plane;

@@ -18,6 +18,8 @@ use node::Node;
 use target::configuration::{Configuration, ConfigurationError, Limits};
 use tokio::sync::Mutex;
 
+use crate::logs::Logs;
+use crate::notifications::{Kind, Notifications};
 use crate::objects::{Address, Device, DeviceKind, Direct};
 use crate::state::{Opened, State};
 use crate::store::{Store, StoreError};
@@ -58,6 +60,8 @@ pub struct Plane {
     store: Store,
     /// Of every subsystem: process settings.
     limits: Limits,
+    logs: Logs,
+    notifications: Notifications,
     current: RwLock<Arc<State>>,
     /// Addresses of the current state that could not be bound; see [`crate::waiting`].
     unbound: std::sync::Mutex<BTreeSet<Address>>,
@@ -67,11 +71,13 @@ pub struct Plane {
 
 impl Plane {
     /// The plane of a node that serves nothing yet.
-    pub fn new(node: Node, store: Store, limits: Limits) -> Arc<Self> {
+    pub fn new(node: Node, store: Store, limits: Limits, logs: Logs) -> Arc<Self> {
         Arc::new(Self {
             node,
             store,
             limits,
+            logs,
+            notifications: Notifications::default(),
             current: RwLock::default(),
             unbound: std::sync::Mutex::default(),
             configuration: Mutex::new(Configuration::empty()),
@@ -81,6 +87,16 @@ impl Plane {
     /// The node.
     pub fn node(&self) -> &Node {
         &self.node
+    }
+
+    /// What is logged.
+    pub fn logs(&self) -> &Logs {
+        &self.logs
+    }
+
+    /// What happened.
+    pub fn notifications(&self) -> &Notifications {
+        &self.notifications
     }
 
     /// What is configured now.
@@ -98,16 +114,16 @@ impl Plane {
         R: Send + 'static,
         E: Send + 'static,
     {
-        self.change_and_accept(None, edit).await
+        self.change_and_accept(Vec::new(), edit).await
     }
 
-    /// Makes a change that names the address of `listener`, on which hosts may connect from then on.
+    /// Makes a change that names the addresses of `listeners`, on which hosts may connect from then on.
     ///
     /// # Errors
     /// As [`Plane::change`]; then nothing listens there.
     pub async fn change_and_accept<R, E, F>(
         self: &Arc<Self>,
-        listener: Option<node::Listener>,
+        listeners: Vec<node::Listener>,
         edit: F,
     ) -> Result<R, ChangeError<E>>
     where
@@ -116,13 +132,13 @@ impl Plane {
         E: Send + 'static,
     {
         let plane = Arc::clone(self);
-        let task = tokio::task::spawn_blocking(move || plane.make_change(listener, edit));
+        let task = tokio::task::spawn_blocking(move || plane.make_change(listeners, edit));
         task.await.unwrap_or(Err(ChangeError::Ending))
     }
 
     fn make_change<R, E>(
         &self,
-        listener: Option<node::Listener>,
+        listeners: Vec<node::Listener>,
         edit: impl FnOnce(&mut State) -> Result<R, E>,
     ) -> Result<R, ChangeError<E>> {
         let mut serving = self.configuration.blocking_lock();
@@ -135,11 +151,12 @@ impl Plane {
         let after = Arc::new(after);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&after);
         let taken = self.put_in_force(&mut serving, &steps);
-        // Within the change: whoever removes the address next has to find the listener in order to close it.
-        if let Some(listener) = listener {
+        // Within the change: whoever removes an address next has to find its listener in order to close it.
+        for listener in listeners {
             self.node.accept_on(listener);
         }
         self.close_listeners(&before, &after);
+        self.notifications.compare(&before, &after);
         taken?;
         Ok(result)
     }
@@ -239,15 +256,31 @@ impl Plane {
         &self,
         device: Device,
         patience: Duration,
+        creation: Creation,
     ) -> Result<Opened, block::BlockError> {
         let opened = tokio::task::spawn_blocking(move || {
-            let opened = open(&device, patience, Creation::Never)?;
+            let opened = open(&device, patience, creation)?;
             Ok(Opened { object: device, device: Ok(opened), statistics: Arc::default() })
         });
         opened.await.unwrap_or_else(|_| {
             let problem = "opening it was interrupted".to_owned();
             Err(block::BlockError::Unsuitable { device: String::new(), problem })
         })
+    }
+
+    /// Asks a device how large it is now; hosts are told if that has changed.
+    ///
+    /// # Errors
+    /// The block layer's, naming the device.
+    pub async fn rescan(&self, device: &Arc<dyn BlockDevice>) -> Result<(), block::BlockError> {
+        let (before, device) = (device.geometry(), Arc::clone(device));
+        let name = device.name().to_owned();
+        let asked = tokio::task::spawn_blocking(move || device.rescan());
+        let now = asked.await.unwrap_or(Ok(before))?;
+        if now.generation != before.generation {
+            self.notifications.note(Kind::Resized, &name);
+        }
+        Ok(())
     }
 
     /// Serves this state, which is what the store holds. With `lenient`, an address that cannot be had after
@@ -278,6 +311,7 @@ impl Plane {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.notifications.compare(&State::default(), &state);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
         for listener in listeners {
             self.node.accept_on(listener);

@@ -31,6 +31,17 @@ pub struct Opened {
     pub statistics: Arc<DeviceStatistics>,
 }
 
+impl Opened {
+    /// A device that is configured and still to be opened.
+    pub fn not_yet(object: Device) -> Self {
+        Self {
+            object,
+            device: Err("it has not been opened yet".to_owned()),
+            statistics: Arc::default(),
+        }
+    }
+}
+
 impl fmt::Debug for Opened {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Opened")
@@ -111,16 +122,13 @@ pub fn read(stored: &[(String, Vec<u8>)]) -> Result<Objects, Damaged> {
 impl From<Objects> for State {
     /// With every device still to be opened.
     fn from(objects: Objects) -> Self {
-        let unopened = |object| Opened {
-            object,
-            device: Err("it has not been opened yet".to_owned()),
-            statistics: Arc::default(),
-        };
         let devices = objects.devices.into_iter();
         let transports = objects.transports.into_iter();
         let subsystems = objects.subsystems.into_iter();
         let mut state = Self {
-            devices: devices.map(|(name, device)| (name, Arc::new(unopened(device)))).collect(),
+            devices: devices
+                .map(|(name, device)| (name, Arc::new(Opened::not_yet(device))))
+                .collect(),
             transports: transports.map(|(trtype, it)| (trtype, Arc::new(it))).collect(),
             subsystems: subsystems.map(|(nqn, it)| (nqn, Arc::new(it))).collect(),
             ..Self::default()
@@ -156,6 +164,34 @@ impl State {
             let uuid = uuid::Uuid::try_parse(name).ok()?;
             self.devices.values().find(|opened| opened.object.uuid == Some(uuid))
         })
+    }
+
+    /// What is configured, without what is there of it.
+    pub fn objects(&self) -> Objects {
+        let devices = self.devices.iter();
+        let transports = self.transports.iter();
+        let subsystems = self.subsystems.iter();
+        Objects {
+            devices: devices.map(|(name, it)| (name.clone(), it.object.clone())).collect(),
+            transports: transports.map(|(trtype, it)| (*trtype, Transport::clone(it))).collect(),
+            subsystems: subsystems.map(|(nqn, it)| (nqn.clone(), Subsystem::clone(it))).collect(),
+        }
+    }
+
+    /// The devices that are still to be opened.
+    pub fn unopened(&self) -> impl Iterator<Item = &Arc<Opened>> {
+        self.devices.values().filter(|opened| opened.device.is_err())
+    }
+
+    /// Puts a device in the place of the same one that is still to be opened, unless that is gone.
+    pub fn put_opened(&mut self, found: Opened) {
+        if let Some(opened) = self.devices.get_mut(&found.object.name)
+            && opened.device.is_err()
+            && opened.object == found.object
+        {
+            let statistics = Arc::clone(&opened.statistics);
+            *opened = Arc::new(Opened { statistics, ..found });
+        }
     }
 
     /// Numbers the addresses that subsystems name, keeping the numbers of those that were there.

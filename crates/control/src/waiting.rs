@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::objects::Address;
-use crate::plane::Plane;
-use crate::state::{Opened, State};
+use crate::plane::{Creation, Plane};
 
 /// Between two attempts.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -27,25 +26,15 @@ async fn try_devices(plane: &Arc<Plane>) {
         let object = opened.object.clone();
         let name = object.name.clone();
         // An attempt that fails says nothing new.
-        let Ok(found) = plane.open(object, Duration::ZERO).await else { continue };
+        let Ok(found) = plane.open(object, Duration::ZERO, Creation::Never).await else { continue };
         let put = plane.change(move |state| {
-            put(state, found);
+            state.put_opened(found);
             Ok::<_, std::convert::Infallible>(())
         });
         match put.await {
             Ok(()) => tracing::info!("device {name} is there now"),
             Err(error) => tracing::warn!("device {name} is there, but cannot be used: {error}"),
         }
-    }
-}
-
-/// Puts a device in the place of the same one that was waited for, unless that is gone.
-fn put(state: &mut State, found: Opened) {
-    if let Some(opened) = state.devices.get_mut(&found.object.name)
-        && opened.device.is_err()
-        && opened.object == found.object
-    {
-        *opened = Arc::new(found);
     }
 }
 

@@ -70,6 +70,12 @@ impl ShardPoller {
                 Letter::Drained(answer) => {
                     let _ = answer.send(shard.drained());
                 }
+                Letter::Controllers(from, answer) => {
+                    let _ = answer.send(shard.controllers(from));
+                }
+                Letter::Queues(from, answer) => {
+                    let _ = answer.send(shard.queues(from));
+                }
                 Letter::Census(answer) => {
                     let _ = answer.send(Census {
                         queues: shard.queues_in_use(),

@@ -11,6 +11,7 @@ use reactor::Handle;
 use target::Message;
 use target::configuration::Configuration;
 use target::shard::counters::Counters;
+use target::shard::report::{ControllerReport, Page, QueueReport};
 
 /// Letters that wait for one shard. A sender that finds it full keeps its letter.
 const CAPACITY: usize = 4096;
@@ -28,6 +29,10 @@ pub(super) enum Letter {
     Drained(Sender<Result<(), Vec<String>>>),
     /// What is in use now.
     Census(Sender<Census>),
+    /// The controllers from an identifier on.
+    Controllers(u32, Sender<Page<ControllerReport>>),
+    /// The queues from a slot on.
+    Queues(u32, Sender<Page<QueueReport>>),
 }
 
 /// What one shard has in use at a moment, and what it has counted.

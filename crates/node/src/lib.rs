@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 
 use memory::{Arena, ArenaConfig, ArenaReport, Hugepages, SLAB_SIZE};
 pub use reactor::CounterValues as ReactorCounters;
-use reactor::{Local, ReactorConfig, ReactorError, Reactors};
+use reactor::{IdlePolicy, Local, ReactorConfig, ReactorError, Reactors};
 use target::configuration::Configuration;
+use target::shard::report::{ControllerReport, Page, QueueReport};
 use target::{PortId, Shard, ShardConfig, ShardIndex, ShardLimits};
 pub use transport_tcp::{BindError, Listener};
 use transport_tcp::{CounterValues, TcpConfig, TcpNetwork, TcpTransport};
@@ -92,6 +93,21 @@ pub struct Node {
     reactors: Mutex<Reactors>,
     inboxes: Vec<Inbox>,
     tcp: TcpNetwork,
+    /// The core and the idle policy of each reactor.
+    places: Vec<(Option<usize>, IdlePolicy)>,
+}
+
+/// A reactor as others see it.
+#[derive(Debug, Clone)]
+pub struct Reactor {
+    /// The core that it was given.
+    pub core: Option<usize>,
+    /// It may sleep when there is nothing to do.
+    pub sleeps: bool,
+    /// The names of its pollers.
+    pub pollers: Vec<&'static str>,
+    /// What it has counted.
+    pub counters: ReactorCounters,
 }
 
 impl Node {
@@ -103,6 +119,7 @@ impl Node {
         let count = config.reactors.len();
         let pool = config.memory_per_reactor.div_ceil(SLAB_SIZE) * SLAB_SIZE;
         let arena = Arena::new(ArenaConfig { capacity: pool * count, hugepages: config.hugepages });
+        let places = config.reactors.iter().map(|it| (it.core, it.idle)).collect();
         let reactors = reactor::spawn(config.reactors, WORKERS)?;
         let inboxes: Vec<_> = reactors.handles().iter().cloned().map(Inbox::new).collect();
         let tcp = TcpNetwork::new(config.tcp, reactors.handles());
@@ -124,7 +141,7 @@ impl Node {
             acknowledged.push((handle.index(), answer));
         }
         collect(acknowledged)?;
-        Ok(Node { arena, reactors: Mutex::new(reactors), inboxes, tcp })
+        Ok(Node { arena, reactors: Mutex::new(reactors), inboxes, tcp, places })
     }
 
     /// Puts a configuration in force on every reactor; back when it is.
@@ -180,9 +197,16 @@ impl Node {
         self.tcp.connections()
     }
 
-    /// What each reactor has counted. No reactor is asked for it.
-    pub fn reactors(&self) -> Vec<ReactorCounters> {
-        self.inboxes.iter().map(|inbox| inbox.reactor().counters()).collect()
+    /// What is known of each reactor without asking it.
+    pub fn reactors(&self) -> Vec<Reactor> {
+        let each = self.inboxes.iter().map(Inbox::reactor).zip(&self.places);
+        each.map(|(handle, (core, idle))| Reactor {
+            core: *core,
+            sleeps: *idle != IdlePolicy::Poll,
+            pollers: handle.pollers(),
+            counters: handle.counters(),
+        })
+        .collect()
     }
 
     /// What each shard has in use.
@@ -195,6 +219,25 @@ impl Node {
             answer.recv_timeout(PATIENCE).map_err(|_| NodeError::Silent { reactor })
         };
         answers.into_iter().map(answer).collect()
+    }
+
+    /// The controllers that there are, of every shard in turn.
+    ///
+    /// # Errors
+    /// [`NodeError::Silent`].
+    pub fn controllers(&self) -> Result<Vec<ControllerReport>, NodeError> {
+        let each = self.inboxes.iter().enumerate();
+        let each = each.map(|(reactor, inbox)| list(reactor, inbox, Letter::Controllers));
+        Ok(each.collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
+    /// The queues that there are, by reactor.
+    ///
+    /// # Errors
+    /// [`NodeError::Silent`].
+    pub fn queues(&self) -> Result<Vec<Vec<QueueReport>>, NodeError> {
+        let each = self.inboxes.iter().enumerate();
+        each.map(|(reactor, inbox)| list(reactor, inbox, Letter::Queues)).collect()
     }
 
     /// Refuses what is new, lets what is in flight finish and reach its medium, and ends the
@@ -282,6 +325,28 @@ fn post(inbox: &Inbox, letter: impl Fn() -> Letter, until: Instant) -> bool {
         std::thread::park_timeout(Duration::from_millis(1));
     }
     true
+}
+
+/// Asks a shard for everything of a kind, page by page.
+fn list<T>(
+    reactor: usize,
+    inbox: &Inbox,
+    letter: fn(u32, Sender<Page<T>>) -> Letter,
+) -> Result<Vec<T>, NodeError> {
+    let until = Instant::now() + PATIENCE;
+    let silent = NodeError::Silent { reactor };
+    let (mut items, mut from) = (Vec::new(), Some(0));
+    while let Some(next) = from {
+        let (done, answer) = mpsc::channel();
+        if !post(inbox, || letter(next, done.clone()), until) {
+            return Err(silent);
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        let Ok(page) = answer.recv_timeout(left) else { return Err(silent) };
+        items.extend(page.items);
+        from = page.next;
+    }
+    Ok(items)
 }
 
 /// Waits for every reactor's answer; the first failure.

@@ -50,6 +50,12 @@ impl Activity {
         names.retain(|(known, _)| *known != id);
     }
 
+    /// The names of the pollers.
+    pub(crate) fn pollers(&self) -> Vec<&'static str> {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.iter().map(|(_, name)| *name).collect()
+    }
+
     /// In words, to follow "reactor 0 is stuck ".
     pub(crate) fn describe(&self) -> String {
         let step = self.step.load(Ordering::Relaxed);

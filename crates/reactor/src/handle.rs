@@ -103,6 +103,11 @@ impl Handle {
         self.shared.counters.values()
     }
 
+    /// The names of its pollers, in the order in which they were added.
+    pub fn pollers(&self) -> Vec<&'static str> {
+        self.shared.activity.pollers()
+    }
+
     /// Makes [`Reactor::run`](crate::Reactor::run) return after the turn it is in.
     pub fn stop(&self) {
         self.shared.stop.store(true, Ordering::Relaxed);

@@ -42,6 +42,7 @@ mod pause;
 mod pledges;
 mod property;
 pub mod queue;
+pub mod report;
 mod request;
 mod roll;
 mod sgl;

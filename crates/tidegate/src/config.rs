@@ -395,6 +395,13 @@ impl fmt::Display for ConfigError {
     }
 }
 
+impl ConfigError {
+    /// Something that is wrong with a file, wherever in it.
+    pub(crate) fn of_file(file: &Path, problem: String) -> ConfigError {
+        ConfigError { file: file.to_owned(), line: None, key: String::new(), problem }
+    }
+}
+
 /// A configuration and the text it came from, which later refusals point into.
 #[derive(Debug)]
 pub(crate) struct Source {
@@ -430,12 +437,8 @@ pub(crate) fn empty() -> (Config, Source) {
 /// # Errors
 /// The first thing that is wrong, with its place.
 pub(crate) fn load(file: &Path) -> Result<(Config, Source), ConfigError> {
-    let text = std::fs::read_to_string(file).map_err(|error| ConfigError {
-        file: file.to_owned(),
-        line: None,
-        key: String::new(),
-        problem: format!("cannot be read: {error}"),
-    })?;
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| ConfigError::of_file(file, format!("cannot be read: {error}")))?;
     let source = Source { file: file.to_owned(), text };
     let config = parse(&source)?;
     check::check(&config, &source)?;

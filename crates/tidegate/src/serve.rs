@@ -5,6 +5,7 @@
 
 mod assemble;
 mod banner;
+mod json;
 mod limits;
 mod objects;
 mod rpc;
@@ -17,7 +18,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use clap::Args;
+use clap::{ArgGroup, Args};
+use control::logs::Logs;
+use control::objects::Objects;
 use control::plane::Plane;
 use node::Node;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
@@ -27,7 +30,7 @@ use tracing::{info, warn};
 
 use self::rpc::Rpc;
 use self::state::Seeded;
-use crate::config::{self, Config, Source};
+use crate::config::{self, Config};
 use crate::failure::Failure;
 use crate::logging;
 
@@ -37,11 +40,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("seed").multiple(true))]
 pub(crate) struct ServeArgs {
     /// Configuration file in TOML; see docs/configuration.md and the examples in target-config/. Without one, the
     /// node serves what it remembers, or nothing until a client of its RPC socket says what.
-    #[arg(long, short, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE", group = "seed")]
     config: Option<PathBuf>,
+    /// Devices and subsystems from a JSON file, as `save_config` or SPDK's writes it. A file of --config may then
+    /// say everything but [devices] and [[subsystems]].
+    #[arg(long, value_name = "FILE", group = "seed")]
+    json: Option<PathBuf>,
     /// Answer JSON-RPC on this Unix socket; `none`: on no socket [default: rpc.socket of the file, else /var/tmp/tidegate.sock].
     #[arg(long, value_name = "PATH")]
     rpc_socket: Option<PathBuf>,
@@ -49,12 +57,12 @@ pub(crate) struct ServeArgs {
     /// file, else /var/lib/tidegate for root, ~/.local/state/tidegate for others].
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Replace what is remembered by what the configuration file says.
-    #[arg(long, requires = "config")]
+    /// Replace what is remembered by what the files say.
+    #[arg(long, requires = "seed")]
     reseed: bool,
-    /// Print what is exported as one line of JSON instead of text.
-    #[arg(long)]
-    json: bool,
+    /// How to say what is exported: a text for people, or one line of JSON.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    banner: banner::Format,
 }
 
 /// What the main thread waits for.
@@ -90,10 +98,14 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         Some(path) => config::load(path)?,
         None => config::empty(),
     };
+    let file = match &args.json {
+        Some(path) => json::objects(path, &config, &source)?,
+        None => objects::of(&config, &source)?,
+    };
     // What the command line says goes before what the file says.
     config.rpc.socket = args.rpc_socket.clone().or(config.rpc.socket);
     config.state.directory = args.state.clone().or(config.state.directory);
-    logging::start(&config.logging);
+    let logs = logging::start(&config.logging);
     limits::raise();
     let (config, reseed) = (Arc::new(config), args.reseed);
     let (sender, events) = mpsc::channel();
@@ -102,7 +114,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let wanted = Arc::clone(&config);
     thread::Builder::new()
         .name("start".to_owned())
-        .spawn(move || drop(sender.send(Event::Serving(start(&wanted, &source, reseed)))))
+        .spawn(move || drop(sender.send(Event::Serving(start(&wanted, file, reseed, logs)))))
         .context("cannot start a thread")?;
     let mut serving = None;
     loop {
@@ -110,7 +122,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
             Event::Serving(started) => {
                 let started = started?;
                 // Hosts are served all the same.
-                if let Err(error) = banner::print(&config, &started, args.json) {
+                if let Err(error) = banner::print(&config, &started, args.banner) {
                     warn!("what is exported cannot be printed: {error:#}");
                 }
                 serving = Some(started);
@@ -151,17 +163,16 @@ fn watch_signals(events: Sender<Event>) -> Result<(), Failure> {
 }
 
 /// Opens what the state remembers or the file names, and listens.
-fn start(config: &Config, source: &Source, reseed: bool) -> Result<Serving, Failure> {
+fn start(config: &Config, file: Objects, reseed: bool, logs: Logs) -> Result<Serving, Failure> {
     let cores = config.cores().context("cannot ask which cores are allowed")?;
     let limits = assemble::limits(config);
-    let file = objects::of(config, source, limits)?;
     let sockets = rpc::Sockets::bind(&config.rpc)?;
     let Seeded { store, state, remembered } = state::open(config, file, reseed)?;
     if state.subsystems.is_empty() && !rpc::has_sockets(&config.rpc) {
         warn!("the configuration names no subsystem: there is nothing for a host to connect to");
     }
     let node = Node::start(assemble::node(config, &cores))?;
-    let plane = Plane::new(node, store, limits);
+    let plane = Plane::new(node, store, limits, logs);
     let configuration = plane.begin(state, PATIENCE, remembered)?;
     let rpc = Rpc::start(sockets, &plane)?;
     Ok(Serving { cores, configuration, plane, rpc })

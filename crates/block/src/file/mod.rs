@@ -116,15 +116,6 @@ impl FileDevice {
         Ok(FileDevice { medium, workers })
     }
 
-    /// Asks the system for the size again. If it has changed, the geometry has a new generation.
-    /// May block, so not on a reactor.
-    ///
-    /// # Errors
-    /// [`BlockError::System`] if the system does not say.
-    pub fn rescan(&self) -> Result<Geometry, BlockError> {
-        self.medium.rescan()
-    }
-
     /// What was done for durability so far, on all queues.
     pub fn durability(&self) -> DurabilityCounts {
         self.medium.durability.counts()
@@ -138,6 +129,10 @@ impl BlockDevice for FileDevice {
 
     fn geometry(&self) -> Geometry {
         self.medium.geometry()
+    }
+
+    fn rescan(&self) -> Result<Geometry, BlockError> {
+        self.medium.rescan()
     }
 
     fn properties(&self) -> &Properties {

@@ -7,30 +7,27 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::reply::{Errno, invalid, unopened};
+use super::edit::Edit;
+use super::reply::{Errno, internal, invalid};
 use super::{Reply, parameters};
 use crate::jsonrpc::RpcError;
 use crate::objects::{Device, DeviceKind, Direct, FileMethod};
-use crate::plane::{PATIENCE, Plane};
+use crate::plane::Plane;
 use crate::state::{Opened, State};
 
 /// Bytes in a device's name, as in a file's.
 const LONGEST_NAME: usize = 255;
 
-/// Opens a device and adds it; its name.
-async fn create(plane: Arc<Plane>, device: Device) -> Reply {
+/// Adds a device; its name.
+fn create(device: Device) -> Result<Edit, RpcError> {
+    check_name(&device.name)?;
+    Ok(Box::new(move |state| add(state, device.clone())))
+}
+
+fn add(state: &mut State, device: Device) -> Reply {
+    refuse_twice(state, &device)?;
     let name = device.name.clone();
-    check_name(&name)?;
-    refuse_twice(&plane.state(), &device)?;
-    let opened = plane.open(device, PATIENCE).await.map_err(|error| unopened(&error))?;
-    plane
-        .change(move |state| {
-            refuse_twice(state, &opened.object)?;
-            state.devices.insert(opened.object.name.clone(), Arc::new(opened));
-            Ok(())
-        })
-        .await
-        .map_err(RpcError::from)?;
+    state.devices.insert(name.clone(), Arc::new(Opened::not_yet(device)));
     Ok(Value::String(name))
 }
 
@@ -63,28 +60,25 @@ fn refuse_twice(state: &State, device: &Device) -> Result<(), RpcError> {
 }
 
 /// Removes a device, and the namespaces over it: hosts see them go.
-async fn delete(plane: Arc<Plane>, params: Value, fits: fn(&DeviceKind) -> bool) -> Reply {
+fn delete(params: Value, fits: fn(&DeviceKind) -> bool) -> Result<Edit, RpcError> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Delete {
         name: String,
     }
     let Delete { name } = parameters(params)?;
-    plane
-        .change(move |state| {
-            let found = state.device(&name).filter(|opened| fits(&opened.object.kind)).cloned();
-            let Some(opened) = found else { return Err(Errno::NoDevice.about(name)) };
-            let name = &opened.object.name;
-            for (nqn, nsid) in state.users_of(name) {
-                if let Some(subsystem) = state.subsystems.get_mut(&nqn) {
-                    Arc::make_mut(subsystem).namespaces.remove(&nsid);
-                }
+    Ok(Box::new(move |state| {
+        let found = state.device(&name).filter(|opened| fits(&opened.object.kind)).cloned();
+        let opened = found.ok_or_else(|| Errno::NoDevice.about(&name))?;
+        let name = &opened.object.name;
+        for (nqn, nsid) in state.users_of(name) {
+            if let Some(subsystem) = state.subsystems.get_mut(&nqn) {
+                Arc::make_mut(subsystem).namespaces.remove(&nsid);
             }
-            state.devices.remove(name);
-            Ok(Value::Bool(true))
-        })
-        .await
-        .map_err(RpcError::from)
+        }
+        state.devices.remove(name);
+        Ok(Value::Bool(true))
+    }))
 }
 
 /// Asked for only by clients that know what they would do with it; refused by name if it is not the default.
@@ -121,23 +115,18 @@ struct MallocCreate {
     _numa_id: Option<i32>,
 }
 
-pub(super) async fn malloc_create(plane: Arc<Plane>, params: Value) -> Reply {
+pub(super) fn malloc_create(params: Value) -> Result<Edit, RpcError> {
     let wanted: MallocCreate = parameters(params)?;
     refuse_metadata(wanted.md_size, wanted.dif_type)?;
     let size = size(wanted.num_blocks, wanted.block_size)?;
     let kind = DeviceKind::Ram { size, block_size: wanted.block_size, read_only: false };
     let uuid = Some(chosen(wanted.uuid));
-    if let Some(name) = wanted.name {
-        return create(plane, Device { name, uuid, kind }).await;
-    }
-    loop {
-        let name = free_name(&plane.state(), "Malloc");
-        let device = Device { name: name.clone(), uuid, kind: kind.clone() };
-        match create(Arc::clone(&plane), device).await {
-            // Another client was given the name in the meantime.
-            Err(_) if plane.state().devices.contains_key(&name) => {}
-            done => return done,
-        }
+    match wanted.name {
+        Some(name) => create(Device { name, uuid, kind }),
+        None => Ok(Box::new(move |state| {
+            let name = free_name(state, "Malloc");
+            add(state, Device { name, uuid, kind: kind.clone() })
+        })),
     }
 }
 
@@ -187,13 +176,13 @@ struct NullCreate {
     _preferred_unmap_granularity: Option<u32>,
 }
 
-pub(super) async fn null_create(plane: Arc<Plane>, params: Value) -> Reply {
+pub(super) fn null_create(params: Value) -> Result<Edit, RpcError> {
     let wanted: NullCreate = parameters(params)?;
     refuse_metadata(wanted.md_size, wanted.dif_type)?;
     let size = size(wanted.num_blocks, wanted.block_size)?;
     let kind = DeviceKind::Null { size, block_size: wanted.block_size };
     let uuid = Some(chosen(wanted.uuid));
-    create(plane, Device { name: wanted.name, uuid, kind }).await
+    create(Device { name: wanted.name, uuid, kind })
 }
 
 #[derive(Deserialize)]
@@ -212,7 +201,7 @@ struct FileCreate {
     _nowait: bool,
 }
 
-async fn file_create(plane: Arc<Plane>, params: Value, made_as: FileMethod) -> Reply {
+fn file_create(params: Value, made_as: FileMethod) -> Result<Edit, RpcError> {
     let wanted: FileCreate = parameters(params)?;
     let kind = DeviceKind::File {
         path: wanted.filename,
@@ -224,35 +213,55 @@ async fn file_create(plane: Arc<Plane>, params: Value, made_as: FileMethod) -> R
         made_as,
     };
     let uuid = Some(chosen(wanted.uuid));
-    create(plane, Device { name: wanted.name, uuid, kind }).await
+    create(Device { name: wanted.name, uuid, kind })
 }
 
-pub(super) async fn aio_create(plane: Arc<Plane>, params: Value) -> Reply {
-    file_create(plane, params, FileMethod::Aio).await
+pub(super) fn aio_create(params: Value) -> Result<Edit, RpcError> {
+    file_create(params, FileMethod::Aio)
 }
 
-pub(super) async fn uring_create(plane: Arc<Plane>, params: Value) -> Reply {
-    file_create(plane, params, FileMethod::Uring).await
+pub(super) fn uring_create(params: Value) -> Result<Edit, RpcError> {
+    file_create(params, FileMethod::Uring)
+}
+
+/// Makes any device in the words in which it is stored: what SPDK's methods cannot say (a read-only RAM disk, a
+/// file that is made, a page cache that is not bypassed) is said so.
+pub(super) fn tidegate_create(params: Value) -> Result<Edit, RpcError> {
+    let asked = params.clone();
+    let device: Device = parameters(params)?;
+    let known = serde_json::to_value(&device).map_err(internal)?;
+    match stranger(&asked, &known) {
+        Some(key) => Err(invalid(format_args!("unknown field `{key}`"))),
+        None => create(device),
+    }
+}
+
+/// The first key of one object that another one lacks, at any depth.
+fn stranger<'a>(object: &'a Value, known: &Value) -> Option<&'a String> {
+    object.as_object()?.iter().find_map(|(key, value)| match known.get(key) {
+        None => Some(key),
+        Some(known) => stranger(value, known),
+    })
 }
 
 fn is_made_as(kind: &DeviceKind, method: FileMethod) -> bool {
     matches!(kind, DeviceKind::File { made_as, .. } if *made_as == method)
 }
 
-pub(super) async fn aio_delete(plane: Arc<Plane>, params: Value) -> Reply {
-    delete(plane, params, |kind| is_made_as(kind, FileMethod::Aio)).await
+pub(super) fn aio_delete(params: Value) -> Result<Edit, RpcError> {
+    delete(params, |kind| is_made_as(kind, FileMethod::Aio))
 }
 
-pub(super) async fn uring_delete(plane: Arc<Plane>, params: Value) -> Reply {
-    delete(plane, params, |kind| is_made_as(kind, FileMethod::Uring)).await
+pub(super) fn uring_delete(params: Value) -> Result<Edit, RpcError> {
+    delete(params, |kind| is_made_as(kind, FileMethod::Uring))
 }
 
-pub(super) async fn malloc_delete(plane: Arc<Plane>, params: Value) -> Reply {
-    delete(plane, params, |kind| matches!(kind, DeviceKind::Ram { .. })).await
+pub(super) fn malloc_delete(params: Value) -> Result<Edit, RpcError> {
+    delete(params, |kind| matches!(kind, DeviceKind::Ram { .. }))
 }
 
-pub(super) async fn null_delete(plane: Arc<Plane>, params: Value) -> Reply {
-    delete(plane, params, |kind| matches!(kind, DeviceKind::Null { .. })).await
+pub(super) fn null_delete(params: Value) -> Result<Edit, RpcError> {
+    delete(params, |kind| matches!(kind, DeviceKind::Null { .. }))
 }
 
 #[derive(Deserialize)]

@@ -2,21 +2,13 @@
 
 use std::sync::Arc;
 
+use rustix::process::{Signal, getpid, kill_process};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Reply, names, parameters};
+use super::reply::{internal, invalid};
+use super::{Nothing, Reply, names, parameters};
 use crate::plane::Plane;
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Nothing {}
-
-/// What SPDK waits for has happened when the first call is answered.
-pub(super) async fn done(_: Arc<Plane>, params: Value) -> Reply {
-    let Nothing {} = parameters(params)?;
-    Ok(Value::Bool(true))
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,4 +40,24 @@ pub(super) async fn get_version(_: Arc<Plane>, params: Value) -> Reply {
             "suffix": env!("CARGO_PKG_VERSION_PRE"),
         },
     }))
+}
+
+/// Ends this process in order, as the signal would. Others than the two that mean that are refused.
+pub(super) async fn kill_instance(_: Arc<Plane>, params: Value) -> Reply {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Kill {
+        sig_name: String,
+    }
+    let Kill { sig_name } = parameters(params)?;
+    let name = sig_name.to_ascii_uppercase();
+    let signal = match name.strip_prefix("SIG").unwrap_or(&name) {
+        "TERM" | "15" => Signal::TERM,
+        "INT" | "2" => Signal::INT,
+        _ => {
+            return Err(invalid(format_args!("sig_name: {sig_name} is not SIGTERM or SIGINT")));
+        }
+    };
+    kill_process(getpid(), signal).map_err(internal)?;
+    Ok(Value::Bool(true))
 }

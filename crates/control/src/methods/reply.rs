@@ -53,13 +53,11 @@ pub(super) fn internal(what: impl Display) -> RpcError {
     RpcError { code: INTERNAL, message: what.to_string() }
 }
 
-impl From<ChangeError<RpcError>> for RpcError {
-    fn from(error: ChangeError<RpcError>) -> Self {
-        match error {
-            ChangeError::Refused(error) => error,
-            ChangeError::Invalid(error) => invalid(error),
-            other => internal(other),
-        }
+/// A change that was not refused by its method, but failed.
+pub(super) fn failed<E: Display>(error: ChangeError<E>) -> RpcError {
+    match error {
+        ChangeError::Invalid(error) => invalid(error),
+        other => internal(other),
     }
 }
 

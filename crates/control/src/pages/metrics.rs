@@ -5,6 +5,7 @@
 
 use std::fmt::Error;
 
+use nvme::nqn::DISCOVERY_NQN;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, EncodeMetric, NoLabelSet,
@@ -12,6 +13,7 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use target::shard::report::ControllerReport;
 use target::statistics::{Class, ClassSnapshot, ERRORS};
 
 use super::snapshot::{Device, Snapshot};
@@ -95,6 +97,7 @@ impl Collector for Snapshot {
         page.gauges("build_info", "The version that runs", [(version, 1)])?;
         self.encode_reactors(&mut page)?;
         self.encode_tcp(&mut page)?;
+        self.encode_controllers(&mut page)?;
         self.encode_devices(&mut page)?;
         self.encode_latencies(&mut page)
     }
@@ -127,6 +130,27 @@ impl Snapshot {
             let labels = |at: &(&'static str, u64)| tables::tcp(at.0).1.into_iter().collect();
             let values = family.iter().map(|it| (labels(it), it.1));
             page.counters::<Vec<(&str, &str)>>(&name, help, values)?;
+        }
+        Ok(())
+    }
+
+    fn encode_controllers(&self, page: &mut Page<'_>) -> Result<(), Error> {
+        let labels = |it: &ControllerReport| {
+            let subsystem = it.subsystem.as_ref().map_or(DISCOVERY_NQN, |it| it.as_str());
+            [
+                ("subsystem", subsystem.to_owned()),
+                ("host", it.host.to_string()),
+                ("controller", it.cntlid.to_string()),
+            ]
+        };
+        let of = |read: fn(&ControllerReport) -> u64| {
+            self.controllers.iter().map(move |it| (labels(it), read(it)))
+        };
+        for (name, help, read) in tables::CONTROLLER_GAUGES {
+            page.gauges(name, help, of(*read))?;
+        }
+        for (name, help, read) in tables::CONTROLLER_COUNTERS {
+            page.counters(name, help, of(*read))?;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What was counted when the page was asked for.
 
 use node::{Census, ReactorCounters};
+use target::shard::report::ControllerReport;
 use target::statistics;
 
 use crate::plane::Plane;
@@ -31,6 +32,7 @@ pub(super) struct Snapshot {
     pub(super) shards: Vec<Census>,
     pub(super) devices: Vec<Device>,
     pub(super) namespaces: Vec<Namespace>,
+    pub(super) controllers: Vec<ControllerReport>,
 }
 
 impl Snapshot {
@@ -51,9 +53,10 @@ impl Snapshot {
         Self {
             connections: u64::try_from(node.connections()).unwrap_or(u64::MAX),
             tcp: node.tcp_counters().iter().collect(),
-            reactors: node.reactors(),
+            reactors: node.reactors().into_iter().map(|it| it.counters).collect(),
             // A reactor that does not answer is missing from the page, and named by /healthz.
             shards: node.census().unwrap_or_default(),
+            controllers: node.controllers().unwrap_or_default(),
             devices: devices.collect(),
             namespaces: namespaces.collect(),
         }

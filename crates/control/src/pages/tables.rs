@@ -1,6 +1,7 @@
 //! The metrics that are a number each, with their names. A counter's name is served with `_total` behind it.
 
 use node::{Census, ReactorCounters};
+use target::shard::report::ControllerReport;
 
 /// A gauge of a reactor's shard: its name, what it is, where it is.
 type Gauge = (&'static str, &'static str, fn(&Census) -> u64);
@@ -8,6 +9,9 @@ type Gauge = (&'static str, &'static str, fn(&Census) -> u64);
 type Counter = (&'static str, &'static str, fn(&Census) -> u64);
 /// A counter of a reactor itself.
 type ReactorCounter = (&'static str, &'static str, fn(&ReactorCounters) -> u64);
+
+/// A figure of a controller.
+type Figure = (&'static str, &'static str, fn(&ControllerReport) -> u64);
 
 fn wide(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
@@ -23,6 +27,7 @@ pub(super) const SHARD_GAUGES: &[Gauge] = &[
 
 pub(super) const SHARD_COUNTERS: &[Counter] = &[
     ("commands", "Commands taken", |it| it.counters.commands),
+    ("answered_io_commands", "Commands answered on I/O queues", |it| it.counters.answered_io),
     ("failed_commands", "Commands answered with an error", |it| it.counters.failed_commands),
     ("device_submissions", "Operations submitted to devices", |it| it.counters.operations),
     ("slot_waits", "Commands that waited for a slot", |it| it.counters.stalls),
@@ -40,6 +45,7 @@ pub(super) const SHARD_COUNTERS: &[Counter] = &[
         it.counters.queues_unconnected
     }),
     ("controllers_created", "Controllers made", |it| it.counters.controllers_created),
+    ("io_queues_connected", "I/O queues that connected", |it| it.counters.io_queues_connected),
     ("connects_refused", "Connect commands refused", |it| it.counters.connects_refused),
     ("connects_deferred", "Connects told to try again because of old writes", |it| {
         it.counters.connects_deferred
@@ -64,6 +70,19 @@ pub(super) const REACTOR_COUNTERS: &[ReactorCounter] = &[
     ("reactor_epoll_calls", "System calls epoll_wait", |it| it.epoll_calls),
     ("reactor_ring_enters", "System calls io_uring_enter", |it| it.ring_enters),
     ("reactor_offloads", "Jobs given to worker threads", |it| it.offloads),
+];
+
+pub(super) const CONTROLLER_GAUGES: &[Figure] =
+    &[("controller_io_queues", "I/O queues", |it| wide(it.io_queues))];
+
+pub(super) const CONTROLLER_COUNTERS: &[Figure] = &[
+    ("controller_reads", "Commands that read", |it| it.traffic.reads),
+    ("controller_read_bytes", "Bytes read", |it| it.traffic.units_read.wrapping_mul(512)),
+    ("controller_writes", "Commands that wrote", |it| it.traffic.writes),
+    ("controller_written_bytes", "Bytes written", |it| it.traffic.units_written.wrapping_mul(512)),
+    ("controller_media_errors", "Commands that failed because of the medium", |it| {
+        it.traffic.media_errors
+    }),
 ];
 
 /// Nanoseconds, served as seconds.

@@ -399,6 +399,7 @@ impl Shard {
         queue.flow_control = !connect.cattr.disable_sq_flow_control;
         queue.entries = connect.sqsize.saturating_add(1);
         if queue.is_io() {
+            self.counters.io_queues_connected += 1;
             self.pledges.admit(queue.entries);
         }
         Arc::clone(&queue.share)

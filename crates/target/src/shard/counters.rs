@@ -7,6 +7,8 @@ pub struct Counters {
     pub commands: u64,
     /// Commands answered with anything but success.
     pub failed_commands: u64,
+    /// Commands on I/O queues that were answered, their Connects among them.
+    pub answered_io: u64,
     /// Block operations submitted.
     pub operations: u64,
     /// Commands not taken because no slot was free; the queue was resumed later.
@@ -23,6 +25,8 @@ pub struct Counters {
     pub queues_unconnected: u64,
     /// Controllers made.
     pub controllers_created: u64,
+    /// I/O queues that connected.
+    pub io_queues_connected: u64,
     /// Connects refused.
     pub connects_refused: u64,
     /// Connects that were told to try again because old writes of the host did not finish in time.

@@ -292,6 +292,7 @@ impl Shard {
             transport: queue.info.transport,
         });
         let role = queue.role;
+        self.counters.answered_io += u64::from(queue.is_io());
         if data == 0 {
             self.release_buffer(id);
         }

@@ -26,5 +26,6 @@ mod io;
 mod lifecycle;
 mod pause;
 mod pledges;
+mod report;
 mod shutdown;
 mod statistics;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use clap::ValueEnum;
 use node::Node;
 use rustix::thread::{CpuSet, sched_getaffinity};
 use serde_json::{Value, json};
@@ -15,14 +16,22 @@ use crate::config::quantity::Size;
 use crate::config::{Config, Idle};
 use crate::output;
 
+/// In which form it is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// For people.
+    Text,
+    /// One line for programs.
+    Json,
+}
+
 /// Prints it to standard output.
-pub(super) fn print(config: &Config, serving: &Serving, as_json: bool) -> anyhow::Result<()> {
+pub(super) fn print(config: &Config, serving: &Serving, format: Format) -> anyhow::Result<()> {
     let Serving { cores, configuration, plane, .. } = serving;
     let node = plane.node();
-    let text = if as_json {
-        json(config, cores, configuration, node).to_string() + "\n"
-    } else {
-        text(config, cores, configuration, node)
+    let text = match format {
+        Format::Json => json(config, cores, configuration, node).to_string() + "\n",
+        Format::Text => text(config, cores, configuration, node),
     };
     output::write(text.as_bytes())
 }

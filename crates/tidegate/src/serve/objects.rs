@@ -8,9 +8,10 @@ use control::objects::{
 };
 use control::state::State;
 use target::configuration::{
-    Configuration, ConfigurationError, Limits, MAX_CONTROLLER_ID, MAX_NAMESPACES, Subject,
+    Configuration, ConfigurationError, MAX_CONTROLLER_ID, MAX_NAMESPACES, Subject,
 };
 
+use super::assemble;
 use crate::config::{self, Config, ConfigError, Source};
 
 /// Bytes in a logical block of memory unless the file says otherwise.
@@ -20,7 +21,7 @@ const BLOCK_SIZE: u32 = 4096;
 ///
 /// # Errors
 /// What the target would refuse, with its place in the file. Nothing has been opened or made.
-pub(super) fn of(config: &Config, source: &Source, limits: Limits) -> Result<Objects, ConfigError> {
+pub(super) fn of(config: &Config, source: &Source) -> Result<Objects, ConfigError> {
     let mut objects = Objects::default();
     for (name, entry) in &config.devices {
         objects.devices.insert(name.clone(), device(name, entry.get_ref()));
@@ -40,12 +41,17 @@ pub(super) fn of(config: &Config, source: &Source, limits: Limits) -> Result<Obj
         let object = subsystem(entry.get_ref(), source, &format!("subsystems[{index}].nqn"))?;
         objects.subsystems.insert(object.nqn.clone(), object);
     }
-    let mut state = State::from(objects.clone());
-    state.limits = limits;
-    match state.steps(&State::default(), &Configuration::empty()) {
-        Ok(_) => Ok(objects),
-        Err(error) => Err(placed(&error, &state, config, source)),
+    match check(&objects, config) {
+        Ok(()) => Ok(objects),
+        Err(error) => Err(placed(&error, &State::from(objects), config, source)),
     }
+}
+
+/// Whether the target would take these objects.
+pub(super) fn check(objects: &Objects, config: &Config) -> Result<(), ConfigurationError> {
+    let mut state = State::from(objects.clone());
+    state.limits = assemble::limits(config);
+    state.steps(&State::default(), &Configuration::empty()).map(drop)
 }
 
 fn device(name: &str, device: &config::Device) -> Device {

@@ -1,4 +1,4 @@
-//! What is served: what the state directory remembers, or the objects of the configuration file, which seed an empty one.
+//! What is served: what the state directory remembers, or the objects of a file, which seed an empty one.
 
 use std::path::{Path, PathBuf};
 
@@ -62,7 +62,7 @@ pub(super) fn open(config: &Config, file: Objects, reseed: bool) -> Result<Seede
         // What is not in the file was configured by clients.
         if change.value.is_some() {
             warn!(
-                "{} is as the state has it, not as the configuration file; --reseed applies the file",
+                "{} is as the state has it, not as the file; --reseed applies the file",
                 change.key
             );
         }

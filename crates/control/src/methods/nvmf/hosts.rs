@@ -1,15 +1,14 @@
 //! Who may connect to a subsystem.
 
-use std::sync::Arc;
-
 use nvme::Nqn;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::super::edit::Edit;
+use super::super::parameters;
 use super::super::reply::invalid;
-use super::super::{Reply, parameters};
 use super::{change_subsystem, check_target, nqn_of};
-use crate::plane::Plane;
+use crate::jsonrpc::RpcError;
 
 /// Relaxed, as in SPDK: newer clients send more. Keys would be believed to be in force, so they are refused.
 #[derive(Deserialize)]
@@ -22,7 +21,7 @@ struct AddHost {
     dhchap_ctrlr_key: Option<String>,
 }
 
-pub(in crate::methods) async fn add_host(plane: Arc<Plane>, params: Value) -> Reply {
+pub(in crate::methods) fn add_host(params: Value) -> Result<Edit, RpcError> {
     let wanted: AddHost = parameters(params)?;
     check_target(wanted.tgt_name.as_deref())?;
     let keys = [
@@ -35,11 +34,10 @@ pub(in crate::methods) async fn add_host(plane: Arc<Plane>, params: Value) -> Re
     }
     let nqn = nqn_of(&wanted.nqn)?;
     let host: Nqn = wanted.host.parse().map_err(|error| invalid(format_args!("host: {error}")))?;
-    change_subsystem(&plane, nqn, move |subsystem| {
+    change_subsystem(nqn, move |subsystem| {
         subsystem.hosts.insert(host.to_string());
         Ok(Value::Bool(true))
     })
-    .await
 }
 
 #[derive(Deserialize)]
@@ -52,18 +50,17 @@ struct RemoveHost {
     _timeout_ms: u64,
 }
 
-pub(in crate::methods) async fn remove_host(plane: Arc<Plane>, params: Value) -> Reply {
+pub(in crate::methods) fn remove_host(params: Value) -> Result<Edit, RpcError> {
     let wanted: RemoveHost = parameters(params)?;
     check_target(wanted.tgt_name.as_deref())?;
     let (nqn, host) = (nqn_of(&wanted.nqn)?, wanted.host);
-    change_subsystem(&plane, nqn, move |subsystem| {
+    change_subsystem(nqn, move |subsystem| {
         if subsystem.hosts.remove(&host) {
             Ok(Value::Bool(true))
         } else {
             Err(invalid(format_args!("host: {host} is not listed")))
         }
     })
-    .await
 }
 
 #[derive(Deserialize)]
@@ -77,7 +74,7 @@ struct AllowAnyHost {
     disable: Option<bool>,
 }
 
-pub(in crate::methods) async fn allow_any_host(plane: Arc<Plane>, params: Value) -> Reply {
+pub(in crate::methods) fn allow_any_host(params: Value) -> Result<Edit, RpcError> {
     let wanted: AllowAnyHost = parameters(params)?;
     check_target(wanted.tgt_name.as_deref())?;
     let allow = match (wanted.allow, wanted.disable) {
@@ -85,9 +82,8 @@ pub(in crate::methods) async fn allow_any_host(plane: Arc<Plane>, params: Value)
         (None, Some(disable)) => !disable,
         (None, None) => return Err(invalid("allow_any_host is missing")),
     };
-    change_subsystem(&plane, nqn_of(&wanted.nqn)?, move |subsystem| {
+    change_subsystem(nqn_of(&wanted.nqn)?, move |subsystem| {
         subsystem.allow_any_host = allow;
         Ok(Value::Bool(true))
     })
-    .await
 }

@@ -3,18 +3,18 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use nvme::Nqn;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::super::edit::Edit;
 use super::super::reply::invalid;
 use super::super::{Reply, parameters};
 use super::subsystems::OneSubsystem;
 use super::transports::trtype_of;
-use super::{change_subsystem, check_target, find, nqn_of};
+use super::{change_subsystem, check_target, nqn_of};
 use crate::jsonrpc::RpcError;
 use crate::objects::Address;
-use crate::plane::{PATIENCE, Plane};
+use crate::plane::Plane;
 
 /// The port of a listener that names none.
 const DEFAULT_PORT: u16 = 4420;
@@ -65,7 +65,7 @@ impl ListenAddress {
 }
 
 /// An address as SPDK's clients read it.
-pub(super) fn describe(address: &Address) -> Value {
+pub(in crate::methods) fn describe(address: &Address) -> Value {
     json!({
         "trtype": address.trtype.as_str(),
         "adrfam": if address.traddr.is_ipv4() { "IPv4" } else { "IPv6" },
@@ -84,36 +84,20 @@ struct AddListener {
     secure_channel: bool,
 }
 
-pub(in crate::methods) async fn add_listener(plane: Arc<Plane>, params: Value) -> Reply {
+pub(in crate::methods) fn add_listener(params: Value) -> Result<Edit, RpcError> {
     let wanted: AddListener = parameters(params)?;
     check_target(wanted.tgt_name.as_deref())?;
     if wanted.secure_channel {
         return Err(invalid("secure_channel is not supported"));
     }
     let (nqn, address) = (nqn_of(&wanted.nqn)?, wanted.listen_address.parse()?);
-    if !plane.state().subsystems.contains_key(&nqn) {
-        return Err(invalid(format_args!("Unable to find subsystem with NQN {nqn}")));
-    }
-    // Once more whenever somebody else's listener, which was to be shared, has been removed in the meantime.
-    while !name_address(&plane, nqn.clone(), address).await? {}
-    Ok(Value::Bool(true))
-}
-
-/// Makes the subsystem listen on an address; not if nothing listens there any more that it could share.
-async fn name_address(plane: &Arc<Plane>, nqn: Nqn, address: Address) -> Result<bool, RpcError> {
-    let listener = plane.bind_new(address, PATIENCE).await.map_err(invalid)?;
-    let is_bound = listener.is_some();
-    let change = plane.change_and_accept(listener, move |state| {
-        if !is_bound && !state.listeners.contains_key(&address) {
-            return Ok(false);
-        }
-        if find(state, &nqn)?.listeners.insert(address) {
-            Ok(true)
+    change_subsystem(nqn, move |subsystem| {
+        if subsystem.listeners.insert(address) {
+            Ok(Value::Bool(true))
         } else {
             Err(invalid("Listener already exists"))
         }
-    });
-    change.await.map_err(RpcError::from)
+    })
 }
 
 /// Clients of older versions send `secure_channel` here, too; it changes nothing.
@@ -124,18 +108,17 @@ struct RemoveListener {
     listen_address: ListenAddress,
 }
 
-pub(in crate::methods) async fn remove_listener(plane: Arc<Plane>, params: Value) -> Reply {
+pub(in crate::methods) fn remove_listener(params: Value) -> Result<Edit, RpcError> {
     let wanted: RemoveListener = parameters(params)?;
     check_target(wanted.tgt_name.as_deref())?;
     let (nqn, address) = (nqn_of(&wanted.nqn)?, wanted.listen_address.parse()?);
-    change_subsystem(&plane, nqn, move |subsystem| {
+    change_subsystem(nqn, move |subsystem| {
         if subsystem.listeners.remove(&address) {
             Ok(Value::Bool(true))
         } else {
             Err(invalid("listen_address: the subsystem does not listen there"))
         }
     })
-    .await
 }
 
 pub(in crate::methods) async fn get_listeners(plane: Arc<Plane>, params: Value) -> Reply {

@@ -1,5 +1,6 @@
-//! What hosts see: transports, subsystems, namespaces, hosts, listeners.
+//! What hosts see: transports, subsystems, namespaces, hosts, listeners; and which of them are connected.
 
+pub(super) mod connections;
 pub(super) mod hosts;
 pub(super) mod listeners;
 pub(super) mod namespaces;
@@ -9,12 +10,13 @@ pub(super) mod transports;
 use std::sync::Arc;
 
 use nvme::Nqn;
+use uuid::Uuid;
 
 use super::Reply;
+use super::edit::Edit;
 use super::reply::invalid;
 use crate::jsonrpc::RpcError;
 use crate::objects::Subsystem;
-use crate::plane::Plane;
 use crate::state::State;
 
 /// The one target; its name is a parameter of every method.
@@ -33,6 +35,11 @@ fn nqn_of(text: &str) -> Result<Nqn, RpcError> {
     text.parse().map_err(|error| invalid(format_args!("nqn: {error}")))
 }
 
+/// An NGUID as SPDK's clients read it.
+pub(super) fn nguid_text(nguid: Uuid) -> String {
+    format!("{:X}", nguid.simple())
+}
+
 /// A subsystem, to be changed.
 fn find<'a>(state: &'a mut State, nqn: &Nqn) -> Result<&'a mut Subsystem, RpcError> {
     let subsystem = state.subsystems.get_mut(nqn);
@@ -42,9 +49,10 @@ fn find<'a>(state: &'a mut State, nqn: &Nqn) -> Result<&'a mut Subsystem, RpcErr
 }
 
 /// Changes one subsystem.
-async fn change_subsystem<F>(plane: &Arc<Plane>, nqn: Nqn, edit: F) -> Reply
+#[allow(clippy::unnecessary_wraps)] // It is what a method ends with.
+fn change_subsystem<F>(nqn: Nqn, edit: F) -> Result<Edit, RpcError>
 where
-    F: FnOnce(&mut Subsystem) -> Reply + Send + 'static,
+    F: Fn(&mut Subsystem) -> Reply + Send + Sync + 'static,
 {
-    plane.change(move |state| edit(find(state, &nqn)?)).await.map_err(RpcError::from)
+    Ok(Box::new(move |state| edit(find(state, &nqn)?)))
 }

@@ -1,23 +1,24 @@
 //! Namespaces of subsystems.
 
-use std::sync::Arc;
-
 use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::super::edit::Edit;
+use super::super::parameters;
 use super::super::reply::invalid;
-use super::super::{Reply, parameters};
 use super::{change_subsystem, check_target, find, nqn_of};
 use crate::jsonrpc::RpcError;
 use crate::objects::Namespace;
-use crate::plane::Plane;
 
 #[derive(Deserialize)]
 struct AddNamespace {
     nqn: String,
     tgt_name: Option<String>,
     namespace: NewNamespace,
+    /// The device may be another namespace, too: a configuration file may say so, SPDK's clients rely on the refusal.
+    #[serde(default)]
+    tidegate_shared: bool,
 }
 
 #[derive(Deserialize)]
@@ -52,41 +53,40 @@ impl NewNamespace {
     }
 }
 
-pub(in crate::methods) async fn add_namespace(plane: Arc<Plane>, params: Value) -> Reply {
+pub(in crate::methods) fn add_namespace(params: Value) -> Result<Edit, RpcError> {
     let wanted: AddNamespace = parameters(params)?;
     check_target(wanted.tgt_name.as_deref())?;
     wanted.namespace.check()?;
-    let (nqn, new) = (nqn_of(&wanted.nqn)?, wanted.namespace);
-    plane
-        .change(move |state| {
-            let device = state.device(&new.bdev_name).map(|opened| opened.object.name.clone());
-            let device = device.ok_or_else(|| {
-                invalid(format_args!("namespace.bdev_name: there is no bdev {}", new.bdev_name))
-            })?;
-            if let Some((user, nsid)) = state.users_of(&device).first() {
-                return Err(invalid(format_args!(
-                    "namespace.bdev_name: {device} is namespace {nsid} of {user} already"
-                )));
+    let (nqn, new, shared) = (nqn_of(&wanted.nqn)?, wanted.namespace, wanted.tidegate_shared);
+    Ok(Box::new(move |state| {
+        let device = state.device(&new.bdev_name).map(|opened| opened.object.name.clone());
+        let device = device.ok_or_else(|| {
+            invalid(format_args!("namespace.bdev_name: there is no bdev {}", new.bdev_name))
+        })?;
+        if let Some((user, nsid)) = state.users_of(&device).first()
+            && !shared
+        {
+            return Err(invalid(format_args!(
+                "namespace.bdev_name: {device} is namespace {nsid} of {user} already"
+            )));
+        }
+        let subsystem = find(state, &nqn)?;
+        let free = |nsid: &u32| !subsystem.namespaces.contains_key(nsid);
+        let nsid = match new.nsid.filter(|nsid| *nsid != 0) {
+            Some(nsid) if free(&nsid) => nsid,
+            Some(nsid) => {
+                return Err(invalid(format_args!("namespace.nsid: {nsid} is in use")));
             }
-            let subsystem = find(state, &nqn)?;
-            let free = |nsid: &u32| !subsystem.namespaces.contains_key(nsid);
-            let nsid = match new.nsid.filter(|nsid| *nsid != 0) {
-                Some(nsid) if free(&nsid) => nsid,
-                Some(nsid) => {
-                    return Err(invalid(format_args!("namespace.nsid: {nsid} is in use")));
-                }
-                None => (1..=subsystem.max_namespaces).find(free).ok_or_else(|| {
-                    invalid(format_args!("{nqn} has all the namespaces that it may have"))
-                })?,
-            };
-            // Zero asks for none, as in SPDK.
-            let some = |id: Option<Uuid>| id.filter(|id| !id.is_nil());
-            let namespace = Namespace { device, uuid: some(new.uuid), nguid: some(new.nguid) };
-            subsystem.namespaces.insert(nsid, namespace);
-            Ok(Value::from(nsid))
-        })
-        .await
-        .map_err(RpcError::from)
+            None => (1..=subsystem.max_namespaces).find(free).ok_or_else(|| {
+                invalid(format_args!("{nqn} has all the namespaces that it may have"))
+            })?,
+        };
+        // Zero asks for none, as in SPDK.
+        let some = |id: Option<Uuid>| id.filter(|id| !id.is_nil());
+        let namespace = Namespace { device, uuid: some(new.uuid), nguid: some(new.nguid) };
+        subsystem.namespaces.insert(nsid, namespace);
+        Ok(Value::from(nsid))
+    }))
 }
 
 #[derive(Deserialize)]
@@ -97,14 +97,13 @@ struct RemoveNamespace {
     tgt_name: Option<String>,
 }
 
-pub(in crate::methods) async fn remove_namespace(plane: Arc<Plane>, params: Value) -> Reply {
+pub(in crate::methods) fn remove_namespace(params: Value) -> Result<Edit, RpcError> {
     let wanted: RemoveNamespace = parameters(params)?;
     check_target(wanted.tgt_name.as_deref())?;
     let (nqn, nsid) = (nqn_of(&wanted.nqn)?, wanted.nsid);
-    change_subsystem(&plane, nqn, move |subsystem| {
+    change_subsystem(nqn, move |subsystem| {
         let removed = subsystem.namespaces.remove(&nsid);
         removed.ok_or_else(|| invalid(format_args!("nsid: there is no namespace {nsid}")))?;
         Ok(Value::Bool(true))
     })
-    .await
 }

@@ -7,9 +7,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use target::configuration::{MAX_CONTROLLER_ID, MAX_NAMESPACES, derive_serial};
 
+use super::super::edit::Edit;
 use super::super::reply::{Errno, internal, invalid};
 use super::super::{Reply, parameters};
-use super::{check_target, listeners, nqn_of};
+use super::{check_target, listeners, nguid_text, nqn_of};
 use crate::jsonrpc::RpcError;
 use crate::objects::Subsystem;
 use crate::plane::Plane;
@@ -44,7 +45,7 @@ struct CreateSubsystem {
     _enable_nssr: bool,
 }
 
-pub(in crate::methods) async fn create_subsystem(plane: Arc<Plane>, params: Value) -> Reply {
+pub(in crate::methods) fn create_subsystem(params: Value) -> Result<Edit, RpcError> {
     let wanted: CreateSubsystem = parameters(params)?;
     check_target(wanted.tgt_name.as_deref())?;
     if wanted.passthrough {
@@ -70,18 +71,15 @@ pub(in crate::methods) async fn create_subsystem(plane: Arc<Plane>, params: Valu
         namespaces: BTreeMap::new(),
         listeners: BTreeSet::new(),
     };
-    plane
-        .change(move |state| {
-            if state.subsystems.contains_key(&nqn) {
-                return Err(internal(format_args!(
-                    "Unable to create subsystem {nqn}: there is one of this name"
-                )));
-            }
-            state.subsystems.insert(nqn, Arc::new(subsystem));
-            Ok(Value::Bool(true))
-        })
-        .await
-        .map_err(RpcError::from)
+    Ok(Box::new(move |state| {
+        if state.subsystems.contains_key(&nqn) {
+            return Err(internal(format_args!(
+                "Unable to create subsystem {nqn}: there is one of this name"
+            )));
+        }
+        state.subsystems.insert(nqn.clone(), Arc::new(subsystem.clone()));
+        Ok(Value::Bool(true))
+    }))
 }
 
 #[derive(Deserialize)]
@@ -91,18 +89,15 @@ pub(super) struct OneSubsystem {
     pub(super) tgt_name: Option<String>,
 }
 
-pub(in crate::methods) async fn delete_subsystem(plane: Arc<Plane>, params: Value) -> Reply {
+pub(in crate::methods) fn delete_subsystem(params: Value) -> Result<Edit, RpcError> {
     let wanted: OneSubsystem = parameters(params)?;
     check_target(wanted.tgt_name.as_deref())?;
     let nqn = nqn_of(&wanted.nqn)?;
-    plane
-        .change(move |state| {
-            let removed = state.subsystems.remove(&nqn);
-            removed.ok_or_else(|| invalid(format_args!("there is no subsystem {nqn}")))?;
-            Ok(Value::Bool(true))
-        })
-        .await
-        .map_err(RpcError::from)
+    Ok(Box::new(move |state| {
+        let removed = state.subsystems.remove(&nqn);
+        removed.ok_or_else(|| invalid(format_args!("there is no subsystem {nqn}")))?;
+        Ok(Value::Bool(true))
+    }))
 }
 
 #[derive(Deserialize)]
@@ -147,7 +142,7 @@ fn describe(state: &State, subsystem: &Subsystem) -> Value {
             "nsid": nsid,
             "bdev_name": namespace.device,
             "name": namespace.device,
-            "nguid": namespace.nguid.or(uuid).map(|nguid| format!("{:X}", nguid.simple())),
+            "nguid": namespace.nguid.or(uuid).map(nguid_text),
             "uuid": uuid,
         })
     });

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::super::edit::Edit;
 use super::super::reply::{Errno, internal, invalid};
-use super::super::{Reply, parameters};
+use super::super::{Nothing, Reply, parameters};
 use super::{TARGET, check_target};
 use crate::jsonrpc::RpcError;
 use crate::objects::{Transport, Trtype};
@@ -66,7 +67,7 @@ impl CreateTransport {
     }
 }
 
-pub(in crate::methods) async fn create_transport(plane: Arc<Plane>, params: Value) -> Reply {
+pub(in crate::methods) fn create_transport(params: Value) -> Result<Edit, RpcError> {
     let wanted: CreateTransport = parameters(params)?;
     check_target(wanted.tgt_name.as_deref())?;
     wanted.check()?;
@@ -78,17 +79,14 @@ pub(in crate::methods) async fn create_transport(plane: Arc<Plane>, params: Valu
         in_capsule_data_size: wanted.in_capsule_data_size,
         max_io_size: wanted.max_io_size,
     };
-    plane
-        .change(move |state| {
-            if state.transports.contains_key(&trtype) {
-                let name = trtype.as_str();
-                return Err(internal(format_args!("Transport type '{name}' already exists")));
-            }
-            state.transports.insert(trtype, Arc::new(transport));
-            Ok(Value::Bool(true))
-        })
-        .await
-        .map_err(RpcError::from)
+    Ok(Box::new(move |state| {
+        if state.transports.contains_key(&trtype) {
+            let name = trtype.as_str();
+            return Err(internal(format_args!("Transport type '{name}' already exists")));
+        }
+        state.transports.insert(trtype, Arc::new(transport.clone()));
+        Ok(Value::Bool(true))
+    }))
 }
 
 #[derive(Deserialize)]
@@ -126,9 +124,6 @@ fn describe(state: &State, trtype: Trtype) -> Value {
 }
 
 pub(in crate::methods) async fn get_targets(_: Arc<Plane>, params: Value) -> Reply {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Nothing {}
     let Nothing {} = parameters(params)?;
     Ok(json!([TARGET]))
 }

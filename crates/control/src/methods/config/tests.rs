@@ -1,0 +1,249 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use nvme::Nqn;
+use proptest::collection::{btree_map, btree_set, vec};
+use proptest::option;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::objects::{Address, Namespace, Trtype};
+
+fn nqn(name: &str) -> Nqn {
+    format!("nqn.2026-11.io.tidegate:{name}").parse().unwrap()
+}
+
+fn uuids() -> impl Strategy<Value = Uuid> {
+    any::<u128>().prop_map(Uuid::from_u128)
+}
+
+fn kinds() -> impl Strategy<Value = DeviceKind> {
+    let block_sizes = || prop_oneof![Just(512_u32), Just(4096)];
+    let sizes =
+        || prop_oneof![any::<u32>().prop_map(u64::from), (1..1_u64 << 40).prop_map(|it| it << 12)];
+    let directs =
+        prop_oneof![2 => Just(Direct::Auto), 1 => Just(Direct::Always), 1 => Just(Direct::Never)];
+    let methods = prop_oneof![Just(FileMethod::Aio), Just(FileMethod::Uring)];
+    let files = (
+        "[a-z/ ]{1,9}",
+        option::of(block_sizes()),
+        option::of(sizes()),
+        directs,
+        any::<bool>(),
+        methods,
+    );
+    prop_oneof![
+        (sizes(), block_sizes())
+            .prop_map(|(size, block_size)| DeviceKind::Null { size, block_size }),
+        (sizes(), block_sizes(), any::<bool>()).prop_map(|(size, block_size, read_only)| {
+            DeviceKind::Ram { size, block_size, read_only }
+        }),
+        files.prop_map(|(path, block_size, create_size, direct, read_only, made_as)| {
+            let path = PathBuf::from(path);
+            DeviceKind::File { path, block_size, create_size, direct, read_only, made_as }
+        }),
+    ]
+}
+
+fn devices() -> impl Strategy<Value = BTreeMap<String, Device>> {
+    let device = (option::weighted(0.7, uuids()), kinds());
+    btree_map("[A-Za-z0-9 /:\"]{1,6}", device, 0..6).prop_map(|devices| {
+        let mut seen = BTreeSet::new();
+        let named = devices.into_iter().map(|(name, (uuid, kind))| {
+            let uuid = uuid.filter(|uuid| seen.insert(*uuid));
+            (name.clone(), Device { name, uuid, kind })
+        });
+        named.collect()
+    })
+}
+
+fn transports() -> impl Strategy<Value = Option<Transport>> {
+    // Those that the method takes.
+    let (in_capsule, io) =
+        ((0_u32..4096).prop_map(|size| size * 16), (12_u32..31).prop_map(|log| 1 << log));
+    let sizes = (option::of(in_capsule), option::of(io));
+    let transport = (option::of(32..u16::MAX), option::of(1..u16::MAX), sizes);
+    option::of(transport.prop_map(|(depth, queues, (in_capsule, io))| Transport {
+        trtype: Trtype::Tcp,
+        max_queue_depth: depth,
+        max_io_qpairs_per_ctrlr: queues,
+        in_capsule_data_size: in_capsule,
+        max_io_size: io,
+    }))
+}
+
+fn addresses() -> impl Strategy<Value = Address> {
+    (any::<IpAddr>(), 1..u16::MAX).prop_map(|(traddr, trsvcid)| Address {
+        trtype: Trtype::Tcp,
+        traddr,
+        trsvcid,
+    })
+}
+
+/// Subsystems whose namespaces are over these devices.
+fn subsystems(devices: Vec<String>) -> impl Strategy<Value = BTreeMap<Nqn, Subsystem>> {
+    let device = (0..devices.len().max(1)).prop_map(move |at| devices.get(at).cloned());
+    let namespace = (device, option::of(uuids()), option::of(uuids()));
+    let texts = || option::of("[A-Za-z0-9]{1,20}");
+    let about =
+        (texts(), texts(), any::<bool>(), any::<bool>(), 1..=1024_u32, 1..100_u16, 100..60_000_u16);
+    let inside = (
+        btree_set("[a-z]{1,4}", 0..3),
+        btree_map(1..=1024_u32, namespace, 0..4),
+        btree_set(addresses(), 0..3),
+    );
+    btree_map("[a-z]{1,4}", (about, inside), 0..4).prop_map(|subsystems| {
+        let make = |name: String, (about, inside)| {
+            let (
+                serial,
+                model,
+                allow_any_host,
+                ana_reporting,
+                max_namespaces,
+                min_cntlid,
+                max_cntlid,
+            ) = about;
+            let (hosts, namespaces, listeners): (BTreeSet<String>, BTreeMap<u32, _>, _) = inside;
+            let namespaces = namespaces.into_iter().filter_map(|(nsid, (device, uuid, nguid))| {
+                Some((nsid, Namespace { device: device?, uuid, nguid }))
+            });
+            let subsystem = Subsystem {
+                nqn: nqn(&name),
+                serial,
+                model,
+                allow_any_host,
+                hosts: hosts.iter().map(|host| nqn(host).to_string()).collect(),
+                max_namespaces,
+                min_cntlid,
+                max_cntlid,
+                ana_reporting,
+                namespaces: namespaces.collect(),
+                listeners,
+            };
+            (subsystem.nqn.clone(), subsystem)
+        };
+        subsystems.into_iter().map(|(name, it)| make(name, it)).collect()
+    })
+}
+
+fn all_objects() -> impl Strategy<Value = Objects> {
+    devices().prop_flat_map(|devices| {
+        let names = devices.keys().cloned().collect();
+        (Just(devices), transports(), subsystems(names)).prop_map(
+            |(devices, transport, subsystems)| Objects {
+                devices,
+                transports: transport.into_iter().map(|it| (it.trtype, it)).collect(),
+                subsystems,
+            },
+        )
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_document_of_ours_makes_the_same_state(wanted in all_objects()) {
+        let document = document(&State::from(wanted.clone())).unwrap();
+        prop_assert_eq!(objects(&document.to_string()).unwrap(), wanted);
+    }
+
+    #[test]
+    fn what_is_no_document_is_refused(text in "[\\[\\]{}\":,a-z0-9 ]{0,40}", pieces in vec(any::<u8>(), 0..20)) {
+        let _ = objects(&text);
+        let _ = objects(&String::from_utf8_lossy(&pieces));
+    }
+}
+
+/// Says what is wrong with the second call of `bdev`, made of this.
+fn refusal(call: &Value) -> RpcError {
+    let first = json!({ "method": "bdev_null_create", "params": { "name": "a", "num_blocks": 8, "block_size": 512 } });
+    let document = json!({ "subsystems": [{ "subsystem": "bdev", "config": [first, call] }] });
+    objects(&document.to_string()).unwrap_err()
+}
+
+#[test]
+fn errors_name_the_place() {
+    let twice = json!({ "method": "bdev_null_create", "params": { "name": "a", "num_blocks": 8, "block_size": 512 } });
+    let strange = json!({ "method": "bdev_null_create", "params": { "name": "b", "colour": 1 } });
+    let hidden = json!({
+        "method": "tidegate_bdev_create",
+        "params": { "name": "b", "kind": { "ram": { "size": 4096, "block_size": 512, "colour": 1 } } },
+    });
+    for (call, code, texts) in [
+        (twice, -17, ["config[1], bdev_null_create: ", "File exists"]),
+        (strange, -32602, ["config[1], bdev_null_create: ", "colour"]),
+        (hidden, -32602, ["config[1], tidegate_bdev_create: ", "colour"]),
+        (
+            json!({ "method": "bdev_rbd_create" }),
+            -32601,
+            ["config[1], bdev_rbd_create: ", "Method not found"],
+        ),
+        (
+            json!({ "method": "bdev_get_bdevs" }),
+            -32601,
+            ["config[1], bdev_get_bdevs: ", "Method not found"],
+        ),
+    ] {
+        let refused = refusal(&call);
+        assert_eq!(refused.code, code, "{call}: {refused}");
+        for text in texts {
+            assert!(refused.message.contains(text), "{call}: {refused}");
+        }
+    }
+    for document in
+        ["", "[]", "{}", "{\"subsystems\": [{}]}", "{\"subsystems\": [], \"colour\": 1}"]
+    {
+        assert_eq!(objects(document).unwrap_err().code, -32602, "{document}");
+    }
+}
+
+/// As SPDK writes it: options first, null where there is nothing, batches, keys that mean nothing here.
+#[test]
+fn a_document_of_spdk_is_understood() {
+    let uuid = "41d1ff9c-5b3c-4d6c-a1e0-0242ac130002";
+    let nqn_text = "nqn.2026-11.io.tidegate:from-spdk";
+    let document = json!({ "subsystems": [
+        { "subsystem": "keyring", "config": [] },
+        { "subsystem": "iobuf", "config": [
+            { "method": "iobuf_set_options", "params": { "small_pool_count": 8192, "large_pool_count": 1024 } },
+        ] },
+        { "subsystem": "vmd", "config": null },
+        { "subsystem": "bdev", "config": [
+            { "method": "bdev_set_options", "params": { "bdev_io_pool_size": 65535, "bdev_auto_examine": true } },
+            { "method": "bdev_malloc_create", "params": {
+                "name": "Malloc0", "num_blocks": 131_072, "block_size": 512, "physical_block_size": 512, "uuid": uuid,
+                "optimal_io_boundary": 0, "md_size": 0, "dif_type": 0, "dif_is_head_of_md": false, "dif_pi_format": 0,
+            } },
+            { "method": "bdev_wait_for_examine" },
+        ] },
+        { "subsystem": "nvmf", "config": [
+            { "method": "nvmf_set_max_subsystems", "params": { "max_subsystems": 1024 } },
+            { "method": "nvmf_create_transport", "params": {
+                "trtype": "TCP", "max_queue_depth": 128, "max_io_qpairs_per_ctrlr": 127, "in_capsule_data_size": 4096,
+                "max_io_size": 131_072, "io_unit_size": 131_072, "max_aq_depth": 128, "num_shared_buffers": 511,
+                "abort_timeout_sec": 1, "zcopy": false, "c2h_success": true, "sock_priority": 0,
+            } },
+            [{ "method": "nvmf_create_subsystem", "params": {
+                "nqn": nqn_text, "allow_any_host": true, "serial_number": "S1", "model_number": "M1",
+                "max_namespaces": 32, "min_cntlid": 1, "max_cntlid": 65519, "ana_reporting": false,
+            } }],
+            [{ "method": "nvmf_subsystem_add_ns", "params": { "nqn": nqn_text, "namespace": {
+                "nsid": 1, "bdev_name": "Malloc0", "nguid": "41D1FF9C5B3C4D6CA1E00242AC130002", "uuid": uuid,
+                "no_auto_visible": false,
+            } } },
+            { "method": "nvmf_subsystem_add_listener", "params": {
+                "nqn": nqn_text, "secure_channel": false, "sock_impl": "posix",
+                "listen_address": { "trtype": "TCP", "adrfam": "IPv4", "traddr": "192.0.2.1", "trsvcid": "4420" },
+            } }],
+        ] },
+    ] });
+    let found = objects(&document.to_string()).unwrap();
+    let device = &found.devices["Malloc0"];
+    assert_eq!(device.uuid, Some(uuid.parse().unwrap()));
+    assert_eq!(device.kind, DeviceKind::Ram { size: 64 << 20, block_size: 512, read_only: false });
+    let subsystem = &found.subsystems[&nqn("from-spdk")];
+    assert_eq!(subsystem.namespaces[&1].device, "Malloc0");
+    assert_eq!(subsystem.listeners.len(), 1);
+    assert_eq!(found.transports[&Trtype::Tcp].max_queue_depth, Some(128));
+}
