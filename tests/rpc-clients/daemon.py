@@ -35,7 +35,7 @@ class Daemon:
                 f"[state]\ndirectory = 'state'\n"
             )
         with open(self.path("log"), "ab") as log:
-            command = [*wrap, binary, "serve", "--json", "--config", "tidegate.toml"]
+            command = [*wrap, binary, "serve", "--banner", "json", "--config", "tidegate.toml"]
             self.process = subprocess.Popen(
                 command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
             )

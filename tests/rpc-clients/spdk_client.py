@@ -249,6 +249,240 @@ def _(it):
 
 
 
+# Sizes
+
+
+@drives("bdev_null_resize")
+def _(it):
+    it.types("bdev_null_create nothing 1 512")
+    assert it.types("bdev_null_resize nothing 3") is True
+    same(it.bdev("nothing"), num_blocks=3 * MIB // 512)
+    it.is_refused("bdev_null_resize nothing 1", -32602, "Invalid parameters", "shrink")
+    it.is_refused("bdev_null_resize none 3", -19, "No such device", "none")
+
+
+def grows(it, kind):
+    path = it.daemon.file("disk", MIB)
+    it.types(f"bdev_{kind}_create {path} disk 512")
+    it.daemon.file("disk", 2 * MIB)
+    assert it.types(f"bdev_{kind}_rescan disk") is True
+    same(it.bdev("disk"), num_blocks=2 * MIB // 512)
+    it.is_refused(f"bdev_{kind}_rescan none", -19, "No such device", "none")
+
+
+drives("bdev_aio_rescan")(lambda it: grows(it, "aio"))
+drives("bdev_uring_rescan")(lambda it: grows(it, "uring"))
+
+
+# Documents
+
+
+def configured(it):
+    it.types("bdev_null_create nothing 1 512")
+    it.with_subsystem()
+    it.types(f"nvmf_subsystem_add_ns {NQN} nothing")
+
+
+@drives("framework_get_subsystems")
+def _(it):
+    names = [each["subsystem"] for each in it.types("framework_get_subsystems")]
+    assert names.index("bdev") < names.index("nvmf"), names
+
+
+@drives("framework_get_config")
+def _(it):
+    configured(it)
+    assert [each["method"] for each in it.types("framework_get_config bdev")] == ["bdev_null_create"]
+    it.is_refused("framework_get_config nonsense", -32602, "Invalid parameters", "nonsense")
+
+
+@drives("save_config")
+def _(it):
+    configured(it)
+    document = it.client.call("save_config")
+    assert {each["subsystem"] for each in document["subsystems"]} >= {"bdev", "nvmf"}
+
+
+@drives("save_subsystem_config")
+def _(it):
+    configured(it)
+    part = it.client.call("save_subsystem_config", {"name": "bdev"})
+    assert part["subsystem"] == "bdev" and len(part["config"]) == 1, part
+
+
+@drives("load_config")
+def _(it):
+    configured(it)
+    document = it.client.call("save_config")
+    subsystem = it.subsystem()
+    assert it.types(f"nvmf_delete_subsystem {NQN}") is True and it.types("bdev_null_delete nothing") is True
+    document["subsystems"][-1]["config"] = [
+        each for each in document["subsystems"][-1]["config"] if each["method"] != "nvmf_create_transport"
+    ]
+    assert it.client.call("load_config", document) is True
+    assert it.subsystem() == subsystem
+
+
+@drives("load_subsystem_config")
+def _(it):
+    create = {"method": "bdev_null_create", "params": {"name": "nothing", "num_blocks": 8, "block_size": 512}}
+    assert it.client.call("load_subsystem_config", {"subsystem": "bdev", "config": [create]}) is True
+    same(it.bdev("nothing"), num_blocks=8)
+
+
+@drives("tidegate_bdev_create")
+def _(it):
+    path = it.daemon.file("disk", MIB)
+    params = {"name": "disk", "kind": {"file": {"path": path, "block_size": 512, "made_as": "aio"}}}
+    assert it.client.call("tidegate_bdev_create", params) == "disk"
+    same(it.bdev("disk"), num_blocks=MIB // 512)
+
+
+# Process settings of SPDK, which mean nothing here
+
+ACCEPTED = {
+    "accel_set_options": "--task-count 8",
+    "bdev_examine": "-b ram",
+    "bdev_iscsi_set_options": "-t 3",
+    "bdev_nvme_set_hotplug": "--no-hotplug",
+    "bdev_nvme_set_options": "-a none",
+    "bdev_raid_set_options": "-w 1024",
+    "bdev_set_options": "-p 65535",
+    "framework_set_scheduler": "static",
+    "fsdev_set_opts": "1 1",
+    "iobuf_set_options": "--small-pool-count 8192",
+    "iscsi_set_options": "-q 64",
+    "keyring_linux_set_options": "-e",
+    "log_enable_timestamps": "--timestamps",
+    "nvmf_set_config": "-m 0x1",
+    "nvmf_set_crdt": "-t1 1",
+    "nvmf_set_max_subsystems": "-x 8",
+    "scheduler_set_options": "-s 0",
+    "sock_impl_set_options": "-i posix",
+    "sock_set_default_impl": "-i posix",
+}
+
+
+def is_accepted(it, line):
+    assert it.types(line) is True
+
+
+for name, arguments in ACCEPTED.items():
+    drives(name)(functools.partial(is_accepted, line=f"{name} {arguments}"))
+
+
+# The log and what happened
+
+
+@drives("log_set_level")
+def _(it):
+    assert it.types("log_set_level DEBUG") is True
+    assert it.types("log_get_level") == "DEBUG"
+
+
+@drives("log_get_level")
+def _(it):
+    assert it.types("log_get_level") == "INFO"
+
+
+@drives("log_set_print_level")
+def _(it):
+    assert it.types("log_set_print_level ERROR") is True
+    assert it.types("log_get_print_level") == "ERROR"
+
+
+@drives("log_get_print_level")
+def _(it):
+    assert it.types("log_get_print_level") == "INFO"
+
+
+@drives("log_get_flags")
+def _(it):
+    assert it.types("log_get_flags")["nvmf"] is False
+
+
+@drives("log_set_flag")
+def _(it):
+    assert it.types("log_set_flag nvmf") is True
+    assert it.types("log_get_flags")["nvmf"] is True
+    it.is_refused("log_set_flag nonsense", -32602, "Invalid parameters", "nonsense")
+
+
+@drives("log_clear_flag")
+def _(it):
+    assert it.types("log_set_flag all") is True
+    assert it.types("log_clear_flag nvmf") is True
+    flags = it.types("log_get_flags")
+    assert flags["nvmf"] is False and flags["rpc"] is True, flags
+
+
+@drives("notify_get_types")
+def _(it):
+    assert {"bdev_register", "bdev_unregister"} <= set(it.types("notify_get_types"))
+
+
+@drives("notify_get_notifications")
+def _(it):
+    it.types("bdev_null_create nothing 1 512")
+    it.types("bdev_null_delete nothing")
+    happened = it.types("notify_get_notifications -i 0 -n 10")
+    assert [(each["type"], each["ctx"]) for each in happened] == [
+        ("bdev_register", "nothing"), ("bdev_unregister", "nothing")
+    ], happened
+
+
+@drives("spdk_kill_instance")
+def _(it):
+    it.is_refused("spdk_kill_instance SIGKILL", -32602, "Invalid parameters")
+    assert it.types("spdk_kill_instance SIGTERM") is True
+    assert it.daemon.process.wait(timeout=30) == 0
+
+
+# Reactors, controllers and queues
+
+
+@drives("framework_get_reactors")
+def _(it):
+    reactors = it.types("framework_get_reactors")["reactors"]
+    assert reactors and all(each["busy"] >= 0 and each["lw_threads"] for each in reactors), reactors
+
+
+@drives("thread_get_stats")
+def _(it):
+    stats = it.types("thread_get_stats")
+    assert stats["tick_rate"] > 0 and all("poll" in each["name"] for each in stats["threads"]), stats
+
+
+@drives("thread_get_pollers")
+def _(it):
+    assert all(each["active_pollers"] for each in it.types("thread_get_pollers")["threads"])
+
+
+@drives("thread_get_io_channels")
+def _(it):
+    assert all("io_channels" in each for each in it.types("thread_get_io_channels")["threads"])
+
+
+@drives("nvmf_get_stats")
+def _(it):
+    groups = it.types("nvmf_get_stats")["poll_groups"]
+    assert groups and all(each["current_io_qpairs"] == 0 for each in groups), groups
+
+
+@drives("nvmf_subsystem_get_controllers")
+def _(it):
+    it.with_subsystem()
+    assert it.types(f"nvmf_subsystem_get_controllers {NQN}") == []
+    it.is_refused("nvmf_subsystem_get_controllers nqn.2016-06.io.spdk:none", -32602, "Invalid parameters")
+
+
+@drives("nvmf_subsystem_get_qpairs")
+def _(it):
+    it.with_subsystem()
+    assert it.types(f"nvmf_subsystem_get_qpairs {NQN}") == []
+    it.is_refused("nvmf_subsystem_get_qpairs nqn.2016-06.io.spdk:none", -32602, "Invalid parameters")
+
+
 # What they did
 
 

@@ -87,7 +87,7 @@ def two_daemons(binary):
     """Of two daemons that want one state, the second waits, and takes over when the first is killed."""
     with Daemon(binary) as first:
         create(Persistent(first), "kept")
-        command = [binary, "serve", "--json", "--rpc-socket", "other.sock", "--state", "state"]
+        command = [binary, "serve", "--banner", "json", "--rpc-socket", "other.sock", "--state", "state"]
         with open(first.path("log"), "ab") as log:
             second = subprocess.Popen(command, cwd=first.folder, stdout=subprocess.PIPE, stderr=log)
         try:

@@ -13,7 +13,7 @@ const SOCKET: &str = "rpc.sock";
 
 /// Starts a daemon in `folder` that keeps its state there, and waits until it serves.
 pub(crate) fn start(folder: &Path, more: &[&str]) -> Daemon {
-    let own = ["serve", "--json", "--rpc-socket", SOCKET, "--state", "state"];
+    let own = ["serve", "--banner", "json", "--rpc-socket", SOCKET, "--state", "state"];
     let daemon = Daemon::spawn_with(folder, &[&own[..], more].concat());
     daemon.banner();
     daemon

@@ -4,12 +4,17 @@
 #![allow(clippy::cast_possible_truncation, clippy::missing_panics_doc, missing_docs)]
 
 mod client;
+mod connections;
+mod documents;
 mod durability;
 mod full;
+mod log;
+mod methods;
 mod metrics;
 mod parameters;
 mod provisioning;
 mod racing;
+mod resizing;
 mod seeding;
 mod statistics;
 mod waiting;

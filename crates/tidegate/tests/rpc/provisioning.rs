@@ -162,21 +162,6 @@ fn errors_say_what_clients_look_for_and_what_was_wrong() {
     assert_eq!(client.call("bdev_get_bdevs", &Value::Null).as_array().unwrap().len(), 1);
 }
 
-#[test]
-fn every_method_is_listed() {
-    let folder = folder();
-    let _daemon = start(folder.path(), &[]);
-    let mut client = Client::connect(folder.path());
-    let listed = client.call("rpc_get_methods", &Value::Null);
-    let names: Vec<_> = listed.as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect();
-    assert!(names.contains(&"nvmf_create_subsystem") && names.contains(&"spdk_get_version"));
-    for name in names {
-        // Whatever it says of parameters that no method has, it is there.
-        let (code, text) = client.refused(name, &json!({ "no_method_has_this": 1 }));
-        assert_ne!(code, -32601, "{name}: {text}");
-    }
-}
-
 /// Whether or not a host is connected: the file of a device that has been deleted can be used again at once.
 #[test]
 fn a_deleted_device_is_let_go_of() {

@@ -1,11 +1,12 @@
 //! The configuration file and the state: which of the two is served.
 
+use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use crate::client::{Client, start};
-use crate::support::daemon::{Daemon, file_config, free_port, write_config};
+use crate::support::daemon::{Daemon, NQN, file_config, free_port, run, write_config};
 use crate::support::folder;
 
 const SERVE: [&str; 2] = ["--config", "tidegate.toml"];
@@ -51,9 +52,75 @@ fn a_file_seeds_an_empty_state_and_is_compared_with_a_full_one() {
 }
 
 #[test]
+fn a_json_file_seeds_like_the_other_one() {
+    let folder = folder();
+    let save = |name: &str| {
+        let document = Client::connect(folder.path()).call("save_config", &Value::Null);
+        fs::write(folder.path().join(name), document.to_string()).unwrap();
+        document
+    };
+    write_config(folder.path(), &file_config(free_port(), ""));
+    let daemon = start(folder.path(), &SERVE);
+    let document = save("first.json");
+    let created = json!({ "name": "ram", "num_blocks": 8, "block_size": 512 });
+    Client::connect(folder.path()).call("bdev_malloc_create", &created);
+    save("second.json");
+    daemon.kill();
+
+    let afresh = ["--json", "first.json", "--reseed"];
+    let daemon = start(folder.path(), &afresh);
+    assert_eq!(save("again.json"), document);
+    daemon.kill();
+    // The state goes before the file, and the process settings are in another one.
+    write_config(folder.path(), "[reactors]\nidle = \"interrupt\"\n");
+    let daemon = start(folder.path(), &[&SERVE[..], &["--json", "second.json"]].concat());
+    assert_eq!(devices(folder.path()), ["disk"]);
+    let said = daemon.errors();
+    assert!(said.contains("device/ram") && said.contains("--reseed"), "{said}");
+    daemon.kill();
+    let _daemon = start(folder.path(), &["--json", "second.json", "--reseed"]);
+    assert_eq!(devices(folder.path()), ["disk", "ram"]);
+}
+
+#[test]
+fn a_wrong_json_file_is_refused_by_place() {
+    let folder = folder();
+    let null = |name: &str, blocks: u64| json!({ "method": "bdev_null_create", "params": { "name": name, "num_blocks": blocks, "block_size": 512 } });
+    let subsystem = json!({ "method": "nvmf_create_subsystem", "params": { "nqn": NQN, "serial_number": "x".repeat(99) } });
+    let part = |calls: &[Value]| {
+        json!({ "subsystems": [{ "subsystem": "bdev", "config": calls }] }).to_string()
+    };
+    write_config(folder.path(), &file_config(free_port(), ""));
+    let both = ["--config", "tidegate.toml"];
+    for (text, more, expected) in [
+        (
+            part(&[null("a", 8), null("a", 8)]),
+            &[][..],
+            "it.json: subsystem bdev, config[1], bdev_null_create: ",
+        ),
+        (
+            part(&[json!({ "method": "bdev_rbd_create" })]),
+            &[],
+            "config[0], bdev_rbd_create: Method not found",
+        ),
+        (part(&[subsystem]), &[], "serial"),
+        ("{".to_owned(), &[], "it.json: "),
+        (part(&[]), &both, "tidegate.toml:2: devices.disk: "),
+    ] {
+        fs::write(folder.path().join("it.json"), &text).unwrap();
+        let serve = ["serve", "--rpc-socket", "none", "--state", "none", "--json", "it.json"];
+        let output = run(folder.path(), &[&serve[..], more].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(expected) && said.lines().count() == 1, "{said}");
+    }
+    assert!(!folder.path().join("disk.img").exists());
+}
+
+#[test]
 fn without_a_state_nothing_is_kept_and_that_is_said() {
     let folder = folder();
-    let arguments = ["serve", "--json", "--rpc-socket", "rpc.sock", "--state", "none"];
+    let arguments = ["serve", "--banner", "json", "--rpc-socket", "rpc.sock", "--state", "none"];
     let daemon = Daemon::spawn_with(folder.path(), &arguments);
     daemon.banner();
     assert!(daemon.errors().contains("lost when this process ends"), "{}", daemon.errors());

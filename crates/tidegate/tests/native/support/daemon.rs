@@ -90,10 +90,10 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `serve --json` in `folder` with this configuration and without clients that could change it; back at once.
+    /// Starts `serve --banner json` in `folder` with this configuration and without clients that could change it; back at once.
     pub(crate) fn spawn(folder: &Path, config: &str) -> Daemon {
         let path = write_config(folder, config);
-        let serve = ["serve", "--json", "--config", path.to_str().unwrap()];
+        let serve = ["serve", "--banner", "json", "--config", path.to_str().unwrap()];
         Daemon::spawn_with(folder, &[&serve[..], &ALONE].concat())
     }
 
