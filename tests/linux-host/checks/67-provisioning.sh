@@ -36,11 +36,18 @@ connect_volume() {
   use_namespace 1
 }
 
-# A verified write to the volume in the background; back when it is under way.
+# Verified writes to the volume in the background, one after the other until it is enough; back when the first is under way.
 start_writing() {
-  verified_fio --name=volume --rw=randwrite --bs=4k --size=48M --iodepth=16 &
+  rm -f "$scratch/enough"
+  keep_writing &
   writer=$!
   wait_until 60 has_grown_by 1024 || fail "the write does not get going"
+}
+
+keep_writing() {
+  until [ -e "$scratch/enough" ]; do
+    verified_fio --name=volume --rw=randwrite --bs=4k --size=16M --iodepth=16
+  done
 }
 
 # Blocks of 512 bytes that the image takes up: it was sparse.
@@ -49,10 +56,11 @@ has_grown_by() {
 }
 
 must_be_writing() {
-  kill -0 "$writer" 2>/dev/null || fail "the write was over before $1"
+  kill -0 "$writer" 2>/dev/null || fail "the writes were over before $1: $(cat "$verdict_file")"
 }
 
 writing_ends_well() {
+  touch "$scratch/enough"
   wait "$writer" || fail "$(cat "$verdict_file")"
 }
 
