@@ -13,6 +13,7 @@ use control::plane::Plane;
 use control::server::{Credentials, HttpSocket, Limits, Server, TcpSocket, UnixError, UnixSocket};
 use control::waiting;
 use tokio::runtime::{Builder, Runtime};
+use tracing::info;
 
 use super::PATIENCE;
 use crate::config;
@@ -76,9 +77,19 @@ impl Sockets {
 
 fn bind_unix(path: &Path) -> Result<UnixSocket, UnixError> {
     let until = Instant::now() + PATIENCE;
+    let mut waited = false;
     loop {
         match UnixSocket::bind(path) {
-            Err(UnixError::Owned(_)) if Instant::now() < until => thread::sleep(RETRY),
+            Err(UnixError::Owned(_)) if Instant::now() < until => {
+                if !waited {
+                    let shown = path.display();
+                    info!(
+                        "another process serves JSON-RPC on {shown}; waiting up to {PATIENCE:?} for it to end"
+                    );
+                }
+                waited = true;
+                thread::sleep(RETRY);
+            }
             bound => return bound,
         }
     }

@@ -13,8 +13,18 @@ use crate::support::daemon::{
 };
 use crate::support::{folder, until};
 
+/// A daemon that is not left behind by a test that fails.
+struct Served(Child);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A daemon whose standard error is a disk that is always full.
-fn without_a_log(folder: &std::path::Path, config: &str) -> Child {
+fn without_a_log(folder: &std::path::Path, config: &str) -> Served {
     write_config(folder, config);
     let full = || OpenOptions::new().write(true).open("/dev/full").unwrap();
     tidegate(folder)
@@ -23,6 +33,7 @@ fn without_a_log(folder: &std::path::Path, config: &str) -> Child {
         .stdout(full())
         .stderr(full())
         .spawn()
+        .map(Served)
         .unwrap()
 }
 
@@ -39,8 +50,8 @@ fn a_log_that_cannot_be_written_ends_nothing() {
     let port = port.to_string();
     let perf = ["perf", "-s", &port, "-n", NQN, "--rw", "randwrite", "--size", "4MiB", "--verify"];
     assert!(run_json(folder.path(), &perf)["write"]["ios"].as_u64().unwrap() > 0);
-    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-    assert!(child.wait().unwrap().success());
+    kill_process(Pid::from_child(&child.0), Signal::TERM).unwrap();
+    assert!(child.0.wait().unwrap().success());
 }
 
 #[test]
@@ -54,11 +65,12 @@ fn a_log_whose_reader_has_ended_ends_nothing() {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
+        .map(Served)
         .unwrap();
-    drop(child.stderr.take());
+    drop(child.0.stderr.take());
     until("it listens", || TcpStream::connect(loopback(port)).ok());
-    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-    assert!(child.wait().unwrap().success());
+    kill_process(Pid::from_child(&child.0), Signal::TERM).unwrap();
+    assert!(child.0.wait().unwrap().success());
 }
 
 #[test]
