@@ -122,3 +122,25 @@ check_configured_state_survives_a_kill_under_load() {
   rpc nvmf_delete_subsystem nqn="$nqn_volume"
   wait_until 30 no_longer_live || fail "the controller of a subsystem that is gone is still live"
 }
+
+disk_has_bytes() {
+  [ "$(blockdev --getsize64 "$disk")" = "$1" ]
+}
+
+# The host asks for the size again only because an event tells it to.
+check_volume_grows_under_load() {
+  provision
+  connect_volume
+  start_writing
+  local mebibytes
+  for mebibytes in 96 128 1024; do
+    must_be_writing "the volume had $mebibytes MiB"
+    truncate -s "${mebibytes}M" "$image"
+    rpc bdev_uring_rescan name=volume
+    wait_until 20 disk_has_bytes $((mebibytes << 20)) ||
+      fail "$disk has $(blockdev --getsize64 "$disk") bytes, not $mebibytes MiB"
+  done
+  must_be_writing "the volume had grown"
+  writing_ends_well
+  verified_fio --name=end --rw=randwrite --bs=64k --offset=1000M --size=24M --iodepth=8
+}

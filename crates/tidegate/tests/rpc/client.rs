@@ -1,6 +1,7 @@
 //! A client of the Unix socket, and the daemon that it talks to.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -60,7 +61,9 @@ impl Client {
     /// The next answer, whole.
     fn answer(&mut self) -> io::Result<Value> {
         loop {
-            let mut values = serde_json::Deserializer::from_slice(&self.received).into_iter();
+            // Each ends with a line feed. To look earlier would read a long one over and over.
+            let looked_at = if self.received.ends_with(b"\n") { &self.received[..] } else { &[] };
+            let mut values = serde_json::Deserializer::from_slice(looked_at).into_iter();
             match values.next() {
                 Some(Ok(value)) => {
                     let used = values.byte_offset();
@@ -70,12 +73,20 @@ impl Client {
                 Some(Err(error)) if !error.is_eof() => panic!("{error}"),
                 _ => {}
             }
-            let mut piece = [0; 4096];
+            let mut piece = [0; 1 << 16];
             match self.stream.read(&mut piece)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 count => self.received.extend_from_slice(&piece[..count]),
             }
         }
+    }
+
+    /// Sends bytes that no client should; the code and the text of the error that comes back.
+    pub(crate) fn answer_to(&mut self, bytes: &[u8]) -> (i64, String) {
+        self.stream.write_all(bytes).unwrap();
+        self.stream.shutdown(Shutdown::Write).unwrap();
+        let error = &self.answer().unwrap()["error"];
+        (error["code"].as_i64().unwrap(), error["message"].as_str().unwrap().to_owned())
     }
 
     /// Calls a method that must succeed.
