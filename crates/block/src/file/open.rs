@@ -192,8 +192,15 @@ fn sort(options: &FileOptions, facts: &Stat) -> Result<Sort, BlockError> {
         FileType::BlockDevice => Ok(Sort::BlockDevice),
         other => {
             let path = options.path.display();
+            let what = match other {
+                FileType::Directory => "a directory",
+                FileType::CharacterDevice => "a character device",
+                FileType::Fifo => "a FIFO",
+                FileType::Socket => "a socket",
+                _ => "something else",
+            };
             options.unsuitable(format!(
-                "{path} is neither a regular file nor a block device but {other:?}: choose another path"
+                "{path} is {what}, neither a regular file nor a block device: choose another path"
             ))
         }
     }

@@ -7,6 +7,7 @@ mod client;
 mod connections;
 mod documents;
 mod durability;
+mod errors;
 mod full;
 mod log;
 mod methods;
