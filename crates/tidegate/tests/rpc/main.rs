@@ -15,6 +15,7 @@ mod metrics;
 mod parameters;
 mod provisioning;
 mod racing;
+mod removals;
 mod resizing;
 mod seeding;
 mod statistics;
