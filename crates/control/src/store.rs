@@ -52,7 +52,7 @@ pub enum StoreError {
         found: u64,
     },
     /// It cannot be read or written.
-    #[error("state {}: {problem}", path.display())]
+    #[error("state {}: {problem}; it has to be writable and to have room", path.display())]
     Database {
         /// The file.
         path: PathBuf,

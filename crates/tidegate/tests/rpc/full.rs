@@ -1,17 +1,21 @@
-//! A state directory that takes no more. The kernel's limit on the size of files stands in for a full disk: it can be
+//! A state directory that takes no more, or nothing at all. The kernel's limit on the size of files stands in for a full disk: it can be
 //! moved under a running daemon by whoever owns it.
 
 use std::collections::BTreeSet;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, geteuid, prlimit};
 use serde_json::{Value, json};
 use testkit::Random;
 
 use crate::client::{Client, start};
+use crate::support::daemon::tidegate;
 use crate::support::folder;
 
 /// From now on the daemon can write to files up to `size` only.
@@ -101,4 +105,38 @@ fn every_answer_is_true_while_room_comes_and_goes() {
     daemon.kill();
     let _daemon = start(folder.path(), &[]);
     assert_eq!(names(folder.path()), expected);
+}
+
+/// The binary, without the privilege to write what it may not.
+fn without_privileges(folder: &Path) -> Command {
+    let plain = tidegate(folder);
+    if !geteuid().is_root() {
+        return plain;
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set", "-dac_override,-dac_read_search", "--"]);
+    command.arg(plain.get_program()).current_dir(folder);
+    command
+}
+
+#[test]
+fn a_state_that_cannot_be_written_is_named_at_the_start() {
+    let folder = folder();
+    start(folder.path(), &[]).kill();
+    let state = folder.path().join("state");
+    let allow =
+        |mode: u32, path: &Path| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    let refused = || {
+        let serve = ["serve", "--rpc-socket", "rpc.sock", "--state", "state"];
+        let output = without_privileges(folder.path()).args(serve).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("state/state.redb") && said.contains("writable"), "{said}");
+    };
+    allow(0o400, &state.join("state.redb"));
+    refused();
+    fs::remove_file(state.join("state.redb")).unwrap();
+    allow(0o555, &state);
+    refused();
+    allow(0o755, &state);
 }
