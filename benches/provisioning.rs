@@ -11,6 +11,7 @@
 //! One client thread and `perf` as a process of its own: with the daemon's reactor and its control thread four want to run.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::cast_possible_truncation, clippy::missing_panics_doc)]
 #![allow(missing_docs, clippy::print_stdout)]
 
 use std::collections::BTreeMap;

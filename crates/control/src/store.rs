@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -50,6 +51,14 @@ pub enum StoreError {
         path: PathBuf,
         /// Its format.
         found: u64,
+    },
+    /// What is in it makes no sense.
+    #[error("state {} is damaged ({problem}): move it away, and load what save_config has saved", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// How that was found.
+        problem: String,
     },
     /// It cannot be read or written.
     #[error("state {}: {problem}; it has to be writable and to have room", path.display())]
@@ -111,10 +120,34 @@ impl Store {
         }
     }
 
+    /// Reads all of the state in `directory` and compares its checksums.
+    ///
+    /// Where a file is damaged, redb may not only refuse it but panic: to be called in a process of its own, before
+    /// [`Store::open`] in one that is to go on.
+    ///
+    /// # Errors
+    /// [`StoreError`], naming the file.
+    pub fn verify(directory: &Path, patience: Duration) -> Result<(), StoreError> {
+        let Some(Kept { path, medium }) = Self::open(directory, patience)?.kept else {
+            return Ok(());
+        };
+        let mut medium = medium.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(database) = &mut medium.database {
+            database.check_integrity().map_err(|error| wrong(&path, error))?;
+            load(database).map_err(|error| wrong(&path, error))?;
+        }
+        Ok(())
+    }
+
+    /// Where the state in `directory` is.
+    pub fn file(directory: &Path) -> PathBuf {
+        directory.join(FILE)
+    }
+
     fn open_now(directory: &Path) -> Result<Self, StoreError> {
         let made = fs::create_dir_all(directory);
         made.map_err(|problem| StoreError::Directory { path: directory.to_owned(), problem })?;
-        let path = directory.join(FILE);
+        let path = Self::file(directory);
         let database = open(&path)?;
         check_format(&path, &database)?;
         let medium = Medium { database: Some(database), ..Medium::default() };
@@ -164,7 +197,14 @@ impl Store {
 }
 
 fn wrong(path: &Path, error: impl Into<redb::Error>) -> StoreError {
-    StoreError::Database { path: path.to_owned(), problem: Box::new(error.into()) }
+    let path = path.to_owned();
+    match error.into() {
+        redb::Error::Corrupted(problem) => StoreError::Damaged { path, problem },
+        redb::Error::Io(problem) if problem.kind() == ErrorKind::InvalidData => {
+            StoreError::Damaged { path, problem: problem.to_string() }
+        }
+        problem => StoreError::Database { path, problem: Box::new(problem) },
+    }
 }
 
 fn open(path: &Path) -> Result<Database, StoreError> {

@@ -44,6 +44,12 @@ enum Command {
     },
     /// Write the manual pages into a folder.
     Man(ManArgs),
+    /// Read the state that `serve` keeps in a folder; what `serve` does before it opens it.
+    #[command(name = serve::VERIFY_STATE, hide = true)]
+    VerifyState {
+        /// The folder.
+        directory: PathBuf,
+    },
 }
 
 /// Arguments of `man`.
@@ -99,6 +105,7 @@ impl Command {
                 clap_complete::generate(shell, &mut Cli::command(), "tidegate", &mut script);
                 Ok(output::write(&script)?)
             }
+            Command::VerifyState { directory } => serve::verify_state(&directory),
             Command::Man(args) => {
                 let folder = args.folder.display();
                 if !args.folder.is_dir() {

@@ -30,6 +30,7 @@ use tracing::{info, warn};
 
 use self::rpc::Rpc;
 use self::state::Seeded;
+pub(crate) use self::state::{VERIFY as VERIFY_STATE, verify as verify_state};
 use crate::config::{self, Config};
 use crate::failure::Failure;
 use crate::logging;

@@ -1,11 +1,13 @@
 //! What is served: what the state directory remembers, or the objects of a file, which seed an empty one.
 
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use control::objects::Objects;
 use control::plane::{self, Creation};
 use control::state::{self, State};
-use control::store::Store;
+use control::store::{Store, StoreError};
 use tracing::{info, warn};
 
 use super::{PATIENCE, rpc};
@@ -35,6 +37,40 @@ fn default_directory() -> PathBuf {
     own.unwrap_or_else(|| home().join(".local/state")).join("tidegate")
 }
 
+/// The command by which this binary calls [`verify`] in a process of its own.
+pub(crate) const VERIFY: &str = "verify-state";
+
+/// Reads all of the state in a directory, or dies of it.
+pub(crate) fn verify(directory: &Path) -> Result<(), Failure> {
+    Ok(Store::verify(directory, PATIENCE)?)
+}
+
+/// Has a process of its own read the state first: what is damaged may make it panic, and is to be one line here.
+fn verify_apart(directory: &Path) -> Result<(), Failure> {
+    let path = Store::file(directory);
+    if fs::metadata(&path).map_or(0, |file| file.len()) == 0 {
+        return Ok(());
+    }
+    let mut verification = Command::new("/proc/self/exe");
+    verification.arg(VERIFY).arg(directory).env("RUST_BACKTRACE", "0");
+    let ended = verification.stdin(Stdio::null()).stdout(Stdio::null()).output();
+    match ended {
+        // Whoever cannot start a process may still read the state.
+        Err(error) => warn!("{} is not verified: {error}", path.display()),
+        Ok(ended) if ended.status.success() => {}
+        Ok(ended) => {
+            let said = String::from_utf8_lossy(&ended.stderr);
+            let own = said.lines().last().and_then(|line| line.strip_prefix("tidegate: "));
+            if let Some(own) = own {
+                return Err(anyhow::anyhow!("{own}").into());
+            }
+            let problem = format!("reading it ends with {}", ended.status);
+            return Err(StoreError::Damaged { path, problem }.into());
+        }
+    }
+    Ok(())
+}
+
 /// Opens the state in `directory` and what is in it; `reseed` replaces that by the objects of the file.
 ///
 /// # Errors
@@ -47,6 +83,7 @@ pub(super) fn open(config: &Config, file: Objects, reseed: bool) -> Result<Seede
         }
         Store::none()
     } else {
+        verify_apart(&directory)?;
         Store::open(&directory, PATIENCE)?
     };
     let stored = store.load()?;

@@ -73,7 +73,7 @@ impl Client {
                 Some(Err(error)) if !error.is_eof() => panic!("{error}"),
                 _ => {}
             }
-            let mut piece = [0; 1 << 16];
+            let mut piece = vec![0; 1 << 16];
             match self.stream.read(&mut piece)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 count => self.received.extend_from_slice(&piece[..count]),

@@ -1,6 +1,7 @@
 //! `docs/rpc-errors.md`, carried out line by line: what is documented is what is answered.
 
 use std::collections::BTreeSet;
+use std::fmt::Write;
 
 use serde_json::Value;
 
@@ -63,7 +64,7 @@ fn every_documented_error_is_what_comes() {
         };
         codes.insert(found);
         if found.to_string() != code || !is_like(&answer, text) {
-            wrong.push_str(&format!("| `{call}` | {found} | `{answer}` |\n"));
+            writeln!(wrong, "| `{call}` | {found} | `{answer}` |").unwrap();
         }
     }
     assert!(wrong.is_empty(), "these rows should be:\n{wrong}");

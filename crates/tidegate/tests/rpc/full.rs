@@ -1,4 +1,4 @@
-//! A state directory that takes no more, or nothing at all. The kernel's limit on the size of files stands in for a full disk: it can be
+//! A state directory that takes no more, or nothing at all, or gives back what was never written to it. The kernel's limit on the size of files stands in for a full disk: it can be
 //! moved under a running daemon by whoever owns it.
 
 use std::collections::BTreeSet;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Pid, Resource, Rlimit, geteuid, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, geteuid, prlimit};
 use serde_json::{Value, json};
 use testkit::Random;
 
@@ -139,4 +139,45 @@ fn a_state_that_cannot_be_written_is_named_at_the_start() {
     allow(0o555, &state);
     refused();
     allow(0o755, &state);
+}
+
+/// Whatever the damage, it is either not in what is read, or named in one line.
+#[test]
+fn a_damaged_state_is_named_at_the_start() {
+    let folder = folder();
+    let daemon = start(folder.path(), &[]);
+    let mut client = Client::connect(folder.path());
+    for name in ["one", "two", "three"] {
+        create(&mut client, name).unwrap();
+    }
+    daemon.signal(Signal::TERM);
+    daemon.wait();
+    let path = folder.path().join("state/state.redb");
+    let good = fs::read(&path).unwrap();
+    let mut refused = 0;
+    let mut damaged = vec![good[..5000].to_vec(), vec![0xa5; good.len()]];
+    for at in (0..good.len()).step_by(1024) {
+        damaged.push(good.clone());
+        damaged.last_mut().unwrap()[at..][..8].fill(0xff);
+    }
+    for (round, bad) in damaged.iter().enumerate() {
+        fs::write(&path, bad).unwrap();
+        let serve = ["verify-state", "state"];
+        let output = tidegate(folder.path()).args(serve).output().unwrap();
+        if output.status.success() {
+            // What it has is what it had; a last commit that is damaged is like one that a crash has cut off.
+            let daemon = start(folder.path(), &[]);
+            assert!((2..=3).contains(&names(folder.path()).len()), "round {round}");
+            daemon.kill();
+            continue;
+        }
+        refused += 1;
+        let serve = ["serve", "--rpc-socket", "rpc.sock", "--state", "state"];
+        let output = tidegate(folder.path()).args(serve).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("state/state.redb is damaged"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    assert!(refused >= 5, "{refused}");
 }
