@@ -499,6 +499,17 @@ def _(it):
     it.is_refused("bdev_get_iostat --names none", -19, "No such device", "none")
 
 
+@drives("tidegate_get_statistics")
+def _(it):
+    it.types("bdev_malloc_create -b ram 1 512")
+    first = it.client.call("tidegate_get_statistics", {})
+    [ram] = first["devices"]
+    same(ram, device="ram", size_bytes=MIB, operations_in_flight=0, operations={}, errors={})
+    assert first["reactors"] and all(each["pool_bytes"] > 0 for each in first["reactors"]), first
+    assert first["controllers"] == [] and first["tick_rate"] > 0, first
+    assert it.client.call("tidegate_get_statistics", {})["ticks"] > first["ticks"]
+
+
 @drives("bdev_reset_iostat")
 def _(it):
     it.types("bdev_malloc_create -b ram 1 512")

@@ -15,6 +15,7 @@ use crate::output;
 use crate::perf::{self, PerfArgs};
 use crate::rpc::{self, RpcArgs};
 use crate::serve::{self, ServeArgs};
+use crate::top::{self, TopArgs};
 
 /// A userspace NVMe-oF storage node: exports files, block devices and memory to remote hosts.
 #[derive(Debug, Parser)]
@@ -37,6 +38,8 @@ enum Command {
     Perf(Box<PerfArgs>),
     /// Call a method of a running node.
     Rpc(RpcArgs),
+    /// Watch what a running node does: reactors, devices, controllers.
+    Top(TopArgs),
     /// Print a completion script for a shell, for its completion folder.
     Completions {
         /// The shell.
@@ -99,10 +102,14 @@ impl Command {
             Command::Identify(args) => Ok(identify::run(&args)?),
             Command::Perf(args) => Ok(perf::run(&args)?),
             Command::Rpc(args) => Ok(rpc::run(&args)?),
+            Command::Top(args) => Ok(top::run(&args)?),
             Command::Completions { shell } => {
                 // Into memory, since the generator panics where it cannot write.
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "tidegate", &mut script);
+                if shell == Shell::Fish {
+                    script.extend_from_slice(rpc::fish_methods().as_bytes());
+                }
                 Ok(output::write(&script)?)
             }
             Command::VerifyState { directory } => serve::verify_state(&directory),

@@ -15,6 +15,7 @@ mod output;
 mod perf;
 mod rpc;
 mod serve;
+mod top;
 
 use std::process::ExitCode;
 

@@ -37,8 +37,15 @@ fn write_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
 
 /// Writes to standard output. That nobody reads on (`| head`) is no failure.
 pub(crate) fn write(bytes: &[u8]) -> anyhow::Result<()> {
+    write_on(bytes).map(drop)
+}
+
+/// The same, for one who has more to write; whether somebody reads on.
+pub(crate) fn write_on(bytes: &[u8]) -> anyhow::Result<bool> {
     let mut out = io::stdout().lock();
-    written(out.write_all(bytes).and_then(|()| out.flush()))
+    let result = out.write_all(bytes).and_then(|()| out.flush());
+    let is_read = !matches!(&result, Err(error) if error.kind() == io::ErrorKind::BrokenPipe);
+    written(result).map(|()| is_read)
 }
 
 /// What became of writing to standard output.

@@ -3,21 +3,21 @@
 //! Parameters are one JSON object, or words `key=value`: a value that is JSON is taken as such, any other is a text, and a key
 //! with periods leads into objects. The result is a table on a terminal, and JSON everywhere else.
 
+mod client;
+
 use std::fmt;
-use std::io::{self, IsTerminal, Read, Write};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
+pub(crate) use self::client::{Client, NoAnswer};
 use crate::failure::WrongInvocation;
 use crate::output;
 
@@ -69,6 +69,19 @@ impl TypedValueParser for MethodName {
     }
 }
 
+/// What fish needs to complete the method's name: the script that is generated for it knows options and subcommands alone.
+pub(crate) fn fish_methods() -> String {
+    let names: Vec<_> = control::methods::names().collect();
+    // Until one of them stands there: what follows are parameters.
+    format!(
+        "set -g __fish_tidegate_methods {}\n\
+         complete -c tidegate -n \"__fish_tidegate_using_subcommand rpc; \
+         and not __fish_seen_subcommand_from \\$__fish_tidegate_methods\" \
+         -f -a \"\\$__fish_tidegate_methods\"\n",
+        names.join(" ")
+    )
+}
+
 /// Calls the method and prints its result.
 pub(crate) fn run(args: &RpcArgs) -> anyhow::Result<()> {
     let answer = parameters(&args.parameters).and_then(|parameters| call(args, parameters));
@@ -111,36 +124,13 @@ fn put(into: &mut Map<String, Value>, key: &str, value: Value) -> Result<(), &'s
 }
 
 fn call(args: &RpcArgs, parameters: Value) -> anyhow::Result<Answer> {
-    let socket = args.rpc_socket.display();
-    let mut stream = UnixStream::connect(&args.rpc_socket).with_context(|| {
-        format!(
-            "{socket}: is the node running (tidegate serve), and its socket there? See --rpc-socket"
-        )
-    })?;
-    stream.set_read_timeout(Some(Duration::from_secs(args.timeout)))?;
-    let mut request = json!({ "jsonrpc": "2.0", "id": 1, "method": args.method });
-    if let (Some(request), false) = (request.as_object_mut(), parameters.is_null()) {
-        request.insert("params".to_owned(), parameters);
-    }
-    let mut text = Vec::new();
-    let exchanged = stream
-        .write_all(request.to_string().as_bytes())
-        .and_then(|()| stream.shutdown(Shutdown::Write))
-        .and_then(|()| stream.read_to_end(&mut text));
-    match exchanged {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            anyhow::bail!("{}: no answer within {} s; see --timeout", args.method, args.timeout)
+    let mut client = Client::connect(&args.rpc_socket, Duration::from_secs(args.timeout))?;
+    client.call(&args.method, parameters).map(Answer).map_err(|error| {
+        match error.downcast::<NoAnswer>() {
+            Ok(late) => anyhow::anyhow!("{late}; see --timeout"),
+            Err(other) => other,
         }
-        exchanged => exchanged.with_context(|| socket.to_string())?,
-    };
-    let mut response: Value = serde_json::from_slice(&text)
-        .with_context(|| format!("{socket}: what answers there is not JSON-RPC"))?;
-    if let Some(error) = response.get("error") {
-        let message = error.get("message").and_then(Value::as_str).unwrap_or("an error");
-        let code = error.get("code").and_then(Value::as_i64).unwrap_or(0);
-        anyhow::bail!("{}: {message} (code {code})", args.method);
-    }
-    Ok(Answer(response.get_mut("result").map(Value::take).unwrap_or_default()))
+    })
 }
 
 /// A result: shown as a table, one row for each object of a list.
@@ -207,6 +197,7 @@ fn cell(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn of(words: &[&str]) -> Result<Value, String> {
         let words: Vec<_> = words.iter().map(ToString::to_string).collect();

@@ -69,7 +69,7 @@ pub(crate) struct ServeArgs {
 /// What the main thread waits for.
 enum Event {
     Signal(i32),
-    Serving(Result<Serving, Failure>),
+    Serving(Result<Box<Serving>, Failure>),
 }
 
 /// A node that hosts may connect to.
@@ -78,6 +78,8 @@ struct Serving {
     configuration: Arc<Configuration>,
     plane: Arc<Plane>,
     rpc: Rpc,
+    /// Where the state is kept; None: nowhere.
+    state: Option<PathBuf>,
 }
 
 impl Serving {
@@ -164,11 +166,16 @@ fn watch_signals(events: Sender<Event>) -> Result<(), Failure> {
 }
 
 /// Opens what the state remembers or the file names, and listens.
-fn start(config: &Config, file: Objects, reseed: bool, logs: Logs) -> Result<Serving, Failure> {
+fn start(
+    config: &Config,
+    file: Objects,
+    reseed: bool,
+    logs: Logs,
+) -> Result<Box<Serving>, Failure> {
     let cores = config.cores().context("cannot ask which cores are allowed")?;
     let limits = assemble::limits(config);
     let sockets = rpc::Sockets::bind(&config.rpc)?;
-    let Seeded { store, state, remembered } = state::open(config, file, reseed)?;
+    let Seeded { directory, store, state, remembered } = state::open(config, file, reseed)?;
     if state.subsystems.is_empty() && !rpc::has_sockets(&config.rpc) {
         warn!("the configuration names no subsystem: there is nothing for a host to connect to");
     }
@@ -176,5 +183,5 @@ fn start(config: &Config, file: Objects, reseed: bool, logs: Logs) -> Result<Ser
     let plane = Plane::new(node, store, limits, logs);
     let configuration = plane.begin(state, PATIENCE, remembered)?;
     let rpc = Rpc::start(sockets, &plane)?;
-    Ok(Serving { cores, configuration, plane, rpc })
+    Ok(Box::new(Serving { cores, configuration, plane, rpc, state: directory }))
 }

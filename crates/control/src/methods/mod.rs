@@ -16,6 +16,7 @@ mod notify;
 mod nvmf;
 mod reply;
 mod resize;
+mod statistics;
 mod threads;
 
 use std::collections::BTreeSet;
@@ -84,6 +85,7 @@ methods! {
     "thread_get_io_channels" => threads::get_io_channels,
     "thread_get_pollers" => threads::get_pollers,
     "thread_get_stats" => threads::get_stats,
+    "tidegate_get_statistics" => statistics::get_statistics,
 }
 
 /// How a method's parameters become an edit.

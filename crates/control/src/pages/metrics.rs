@@ -84,7 +84,7 @@ fn gauge<V: EncodeGaugeValue>(value: V) -> ConstGauge<V> {
 fn numbered<'a, T>(
     label: &'static str,
     things: &'a [T],
-    read: fn(&T) -> u64,
+    read: impl Fn(&T) -> u64 + 'a,
 ) -> impl Iterator<Item = ([(&'static str, String); 1], u64)> + 'a {
     let things = things.iter().enumerate();
     things.map(move |(number, it)| ([(label, number.to_string())], read(it)))
@@ -106,10 +106,14 @@ impl Collector for Snapshot {
 impl Snapshot {
     fn encode_reactors(&self, page: &mut Page<'_>) -> Result<(), Error> {
         for (name, help, read) in tables::REACTOR_TIMES {
-            page.seconds(name, help, numbered("reactor", &self.reactors, *read))?;
+            page.seconds(name, help, numbered("reactor", &self.reactors, |it| read(&it.counters)))?;
         }
         for (name, help, read) in tables::REACTOR_COUNTERS {
-            page.counters(name, help, numbered("reactor", &self.reactors, *read))?;
+            page.counters(
+                name,
+                help,
+                numbered("reactor", &self.reactors, |it| read(&it.counters)),
+            )?;
         }
         for (name, help, read) in tables::SHARD_GAUGES {
             page.gauges(name, help, numbered("reactor", &self.shards, *read))?;

@@ -4,8 +4,8 @@
 //! them, and a test holds it against what is served.
 
 mod metrics;
-mod snapshot;
-mod tables;
+pub(crate) mod snapshot;
+pub(crate) mod tables;
 
 use std::sync::Arc;
 

@@ -1,6 +1,9 @@
-//! What was counted when the page was asked for.
+//! What was counted when the page, or the method `tidegate_get_statistics`, was asked for.
+//!
+//! Who takes it may wait: reactors are asked what they have in use, by letter.
 
-use node::{Census, ReactorCounters};
+use node::{Census, Reactor};
+use reactor::Clock;
 use target::shard::report::ControllerReport;
 use target::statistics;
 
@@ -8,36 +11,45 @@ use crate::plane::Plane;
 
 /// A device.
 #[derive(Debug)]
-pub(super) struct Device {
-    pub(super) name: String,
+pub(crate) struct Device {
+    pub(crate) name: String,
     /// Bytes in it; None while it is waited for.
-    pub(super) size: Option<u64>,
-    pub(super) counted: statistics::Snapshot,
+    pub(crate) size: Option<u64>,
+    pub(crate) counted: statistics::Snapshot,
 }
 
 /// A namespace: which device is seen where.
 #[derive(Debug)]
-pub(super) struct Namespace {
-    pub(super) subsystem: String,
-    pub(super) nsid: u32,
-    pub(super) device: String,
+pub(crate) struct Namespace {
+    pub(crate) subsystem: String,
+    pub(crate) nsid: u32,
+    pub(crate) device: String,
 }
 
 /// Everything.
 #[derive(Debug)]
-pub(super) struct Snapshot {
-    pub(super) connections: u64,
-    pub(super) tcp: Vec<(&'static str, u64)>,
-    pub(super) reactors: Vec<ReactorCounters>,
-    pub(super) shards: Vec<Census>,
-    pub(super) devices: Vec<Device>,
-    pub(super) namespaces: Vec<Namespace>,
-    pub(super) controllers: Vec<ControllerReport>,
+pub(crate) struct Snapshot {
+    /// When, in nanoseconds of the monotonic clock.
+    pub(crate) ticks: u64,
+    pub(crate) connections: u64,
+    pub(crate) tcp: Vec<(&'static str, u64)>,
+    pub(crate) reactors: Vec<Reactor>,
+    /// Empty, as the controllers are, if one of the reactors does not answer.
+    pub(crate) shards: Vec<Census>,
+    pub(crate) devices: Vec<Device>,
+    pub(crate) namespaces: Vec<Namespace>,
+    pub(crate) controllers: Vec<ControllerReport>,
 }
 
 impl Snapshot {
-    pub(super) fn of(plane: &Plane) -> Self {
-        let (node, state) = (plane.node(), plane.state());
+    pub(crate) fn of(plane: &Plane) -> Self {
+        let node = plane.node();
+        // A reactor that does not answer is missing from the page, and named by /healthz.
+        let shards = node.census().unwrap_or_default();
+        let controllers = node.controllers().unwrap_or_default();
+        // What had to be waited for comes first, so that this is the time of everything that rates are made of.
+        let ticks = Clock::monotonic().now().as_nanos();
+        let state = plane.state();
         let devices = state.devices.values().map(|opened| Device {
             name: opened.object.name.clone(),
             size: opened.device.as_ref().ok().map(|device| device.geometry().bytes()),
@@ -51,12 +63,12 @@ impl Snapshot {
             })
         });
         Self {
+            ticks,
             connections: u64::try_from(node.connections()).unwrap_or(u64::MAX),
             tcp: node.tcp_counters().iter().collect(),
-            reactors: node.reactors().into_iter().map(|it| it.counters).collect(),
-            // A reactor that does not answer is missing from the page, and named by /healthz.
-            shards: node.census().unwrap_or_default(),
-            controllers: node.controllers().unwrap_or_default(),
+            reactors: node.reactors(),
+            shards,
+            controllers,
             devices: devices.collect(),
             namespaces: namespaces.collect(),
         }

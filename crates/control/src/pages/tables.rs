@@ -1,23 +1,17 @@
-//! The metrics that are a number each, with their names. A counter's name is served with `_total` behind it.
+//! The metrics that are a number each, with their names. The page serves a counter's name with `_total` behind it, the
+//! method `tidegate_get_statistics` the name without what it is of (`reactor_`, `controller_`).
 
 use node::{Census, ReactorCounters};
 use target::shard::report::ControllerReport;
 
-/// A gauge of a reactor's shard: its name, what it is, where it is.
-type Gauge = (&'static str, &'static str, fn(&Census) -> u64);
-/// A counter of a reactor's shard.
-type Counter = (&'static str, &'static str, fn(&Census) -> u64);
-/// A counter of a reactor itself.
-type ReactorCounter = (&'static str, &'static str, fn(&ReactorCounters) -> u64);
-
-/// A figure of a controller.
-type Figure = (&'static str, &'static str, fn(&ControllerReport) -> u64);
+/// A figure of something: its name, what it is, where it is.
+pub(crate) type Figure<T> = (&'static str, &'static str, fn(&T) -> u64);
 
 fn wide(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
 
-pub(super) const SHARD_GAUGES: &[Gauge] = &[
+pub(crate) const SHARD_GAUGES: &[Figure<Census>] = &[
     ("reactor_queues", "Queues of hosts", |it| it.queues.into()),
     ("reactor_requests", "Commands in flight", |it| it.requests.into()),
     ("reactor_controllers", "Controllers", |it| wide(it.controllers)),
@@ -25,7 +19,7 @@ pub(super) const SHARD_GAUGES: &[Gauge] = &[
     ("reactor_pool_used_bytes", "Of that, what is in use", |it| wide(it.memory)),
 ];
 
-pub(super) const SHARD_COUNTERS: &[Counter] = &[
+pub(crate) const SHARD_COUNTERS: &[Figure<Census>] = &[
     ("commands", "Commands taken", |it| it.counters.commands),
     ("answered_io_commands", "Commands answered on I/O queues", |it| it.counters.answered_io),
     ("failed_commands", "Commands answered with an error", |it| it.counters.failed_commands),
@@ -61,7 +55,7 @@ pub(super) const SHARD_COUNTERS: &[Counter] = &[
     ("fences", "Namespaces fenced because of operations of dead queues", |it| it.counters.fences),
 ];
 
-pub(super) const REACTOR_COUNTERS: &[ReactorCounter] = &[
+pub(crate) const REACTOR_COUNTERS: &[Figure<ReactorCounters>] = &[
     ("reactor_turns", "Turns taken", |it| it.turns),
     ("reactor_busy_turns", "Turns in which something was done", |it| it.busy_turns),
     ("reactor_sleeps", "Times it went to sleep", |it| it.sleeps),
@@ -72,10 +66,10 @@ pub(super) const REACTOR_COUNTERS: &[ReactorCounter] = &[
     ("reactor_offloads", "Jobs given to worker threads", |it| it.offloads),
 ];
 
-pub(super) const CONTROLLER_GAUGES: &[Figure] =
+pub(crate) const CONTROLLER_GAUGES: &[Figure<ControllerReport>] =
     &[("controller_io_queues", "I/O queues", |it| wide(it.io_queues))];
 
-pub(super) const CONTROLLER_COUNTERS: &[Figure] = &[
+pub(crate) const CONTROLLER_COUNTERS: &[Figure<ControllerReport>] = &[
     ("controller_reads", "Commands that read", |it| it.traffic.reads),
     ("controller_read_bytes", "Bytes read", |it| it.traffic.units_read.wrapping_mul(512)),
     ("controller_writes", "Commands that wrote", |it| it.traffic.writes),
@@ -86,7 +80,7 @@ pub(super) const CONTROLLER_COUNTERS: &[Figure] = &[
 ];
 
 /// Nanoseconds, served as seconds.
-pub(super) const REACTOR_TIMES: &[ReactorCounter] = &[
+pub(crate) const REACTOR_TIMES: &[Figure<ReactorCounters>] = &[
     ("reactor_busy_seconds", "Time in turns in which something was done", |it| it.busy_nanos),
     ("reactor_idle_seconds", "Time in turns that found nothing to do", |it| it.idle_nanos),
     ("reactor_sleep_seconds", "Time slept", |it| it.sleep_nanos),

@@ -4,14 +4,15 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 
 use clap::ValueEnum;
-use node::Node;
 use rustix::thread::{CpuSet, sched_getaffinity};
 use serde_json::{Value, json};
 use target::configuration::{Configuration, Hosts, Listener, Subsystem};
 
 use super::Serving;
+use super::rpc::Places;
 use crate::config::quantity::Size;
 use crate::config::{Config, Idle};
 use crate::output;
@@ -27,29 +28,22 @@ pub(super) enum Format {
 
 /// Prints it to standard output.
 pub(super) fn print(config: &Config, serving: &Serving, format: Format) -> anyhow::Result<()> {
-    let Serving { cores, configuration, plane, .. } = serving;
-    let node = plane.node();
     let text = match format {
-        Format::Json => json(config, cores, configuration, node).to_string() + "\n",
-        Format::Text => text(config, cores, configuration, node),
+        Format::Json => json(config, serving).to_string() + "\n",
+        Format::Text => text(config, serving),
     };
     output::write(text.as_bytes())
 }
 
-fn text(config: &Config, cores: &[usize], configuration: &Configuration, node: &Node) -> String {
+fn text(config: &Config, serving: &Serving) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
-    let _ = lines(&mut text, config, cores, configuration, node);
+    let _ = lines(&mut text, config, serving);
     text
 }
 
-fn lines(
-    out: &mut String,
-    config: &Config,
-    cores: &[usize],
-    configuration: &Configuration,
-    node: &Node,
-) -> std::fmt::Result {
+fn lines(out: &mut String, config: &Config, serving: &Serving) -> std::fmt::Result {
+    let Serving { cores, configuration, plane, rpc, state } = serving;
     for subsystem in configuration.subsystems() {
         writeln!(out, "{}", subsystem.nqn())?;
         for listener in listeners(configuration, subsystem) {
@@ -70,7 +64,7 @@ fn lines(
             )?;
         }
     }
-    let memory = node.memory();
+    let memory = plane.node().memory();
     writeln!(
         out,
         "{}; memory for data in flight {}, of it {} in hugepages",
@@ -78,6 +72,7 @@ fn lines(
         Size(memory.mapped as u64),
         if memory.huge == 0 { "none".to_owned() } else { Size(memory.huge as u64).to_string() },
     )?;
+    writeln!(out, "{}; {}", control(&rpc.places), kept(state.as_deref()))?;
     let Some(next) = configuration
         .subsystems()
         .iter()
@@ -98,6 +93,26 @@ fn lines(
     )?;
     writeln!(out, "    modprobe nvme-tcp; nvme connect {target}{}", as_host("--hostnqn"))?;
     writeln!(out, "    nvme list")
+}
+
+/// Where clients reach the control plane.
+fn control(places: &Places) -> String {
+    let unix = places.unix.as_deref().map(shown);
+    let tcp = places.tcp.map(|address| format!("TCP {address}"));
+    let http = places.http.map(|address| format!("HTTP {address}"));
+    let places: Vec<_> = [unix, tcp, http].into_iter().flatten().collect();
+    if places.is_empty() {
+        return "no JSON-RPC".to_owned();
+    }
+    format!("JSON-RPC on {}", places.join(", "))
+}
+
+/// Where what clients configure is kept.
+fn kept(state: Option<&Path>) -> String {
+    match state {
+        Some(directory) => format!("state in {}", directory.display()),
+        None => "no state: what is configured is forgotten at the end".to_owned(),
+    }
 }
 
 /// How many reactors there are, where they run, and what each does when there is nothing to do.
@@ -158,7 +173,13 @@ impl<'a> Next<'a> {
     }
 }
 
-fn json(config: &Config, cores: &[usize], configuration: &Configuration, node: &Node) -> Value {
+/// A path as text: JSON has no other.
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn json(config: &Config, serving: &Serving) -> Value {
+    let Serving { cores, configuration, plane, rpc, state } = serving;
     let subsystems = configuration.subsystems().iter().map(|subsystem| {
         let addresses = listeners(configuration, subsystem).map(|listener| {
             json!({
@@ -185,11 +206,17 @@ fn json(config: &Config, cores: &[usize], configuration: &Configuration, node: &
             "namespaces": namespaces.collect::<Vec<_>>(),
         })
     });
-    let memory = node.memory();
+    let memory = plane.node().memory();
     json!({
         "subsystems": subsystems.collect::<Vec<_>>(),
         "cores": cores,
         "memory": { "bytes": memory.mapped, "hugepages": memory.huge },
+        "rpc": {
+            "socket": rpc.places.unix.as_deref().map(shown),
+            "tcp": rpc.places.tcp,
+            "http": rpc.places.http,
+        },
+        "state": state.as_deref().map(shown),
         "shutdown_timeout_ms": u64::try_from(config.shutdown_timeout().as_millis()).unwrap_or(u64::MAX),
     })
 }

@@ -1,7 +1,7 @@
 //! The control plane's sockets and the threads behind them, none of which is a reactor.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -40,8 +40,17 @@ fn unix_path(config: &config::Rpc) -> Option<&Path> {
     (path != Path::new(NONE)).then_some(path)
 }
 
+/// Where clients reach the control plane: what has been bound.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    pub(super) unix: Option<PathBuf>,
+    pub(super) tcp: Option<SocketAddr>,
+    pub(super) http: Option<SocketAddr>,
+}
+
 /// Bound, so that no other daemon has them; not served yet.
 pub(super) struct Sockets {
+    places: Places,
     unix: Option<UnixSocket>,
     tcp: Option<TcpSocket>,
     http: Option<(HttpSocket, Credentials)>,
@@ -53,12 +62,18 @@ impl Sockets {
     /// # Errors
     /// One that cannot be had, named.
     pub(super) fn bind(config: &config::Rpc) -> Result<Sockets, Failure> {
+        let mut places = Places::default();
         let unix = unix_path(config).map(bind_unix).transpose()?;
+        places.unix = unix_path(config).map(Path::to_path_buf);
         let tcp = match &config.tcp {
             None => None,
             Some(tcp) => {
                 let address = SocketAddr::new(tcp.address, tcp.port);
-                Some(TcpSocket::bind(address).with_context(|| format!("rpc.tcp: {address}"))?)
+                let bound = TcpSocket::bind(address)
+                    .and_then(|socket| Ok((socket.local_address()?, socket)));
+                let (address, socket) = bound.with_context(|| format!("rpc.tcp: {address}"))?;
+                places.tcp = Some(address);
+                Some(socket)
             }
         };
         let http = match &config.http {
@@ -66,12 +81,14 @@ impl Sockets {
             Some(http) => {
                 let address = SocketAddr::new(http.address, http.port);
                 let credentials = Credentials::read(&http.credentials)?;
-                let socket =
-                    HttpSocket::bind(address).with_context(|| format!("rpc.http: {address}"))?;
+                let bound = HttpSocket::bind(address)
+                    .and_then(|socket| Ok((socket.local_address()?, socket)));
+                let (address, socket) = bound.with_context(|| format!("rpc.http: {address}"))?;
+                places.http = Some(address);
                 Some((socket, credentials))
             }
         };
-        Ok(Sockets { unix, tcp, http })
+        Ok(Sockets { places, unix, tcp, http })
     }
 }
 
@@ -97,6 +114,8 @@ fn bind_unix(path: &Path) -> Result<UnixSocket, UnixError> {
 
 /// The server and its threads.
 pub(super) struct Rpc {
+    /// Where it answers.
+    pub(super) places: Places,
     runtime: Runtime,
     server: Server,
 }
@@ -128,7 +147,7 @@ impl Rpc {
         }
         drop(guard);
         runtime.spawn(waiting::try_again_and_again(Arc::clone(plane)));
-        Ok(Rpc { runtime, server })
+        Ok(Rpc { places: sockets.places, runtime, server })
     }
 
     /// Takes no more calls, and lets those under way end, if they do so soon.

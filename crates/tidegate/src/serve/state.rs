@@ -19,6 +19,8 @@ const NONE: &str = "none";
 
 /// What is to be served.
 pub(super) struct Seeded {
+    /// Where it is kept; None: nowhere.
+    pub(super) directory: Option<PathBuf>,
     /// Where changes go.
     pub(super) store: Store,
     /// The objects, their devices opened.
@@ -86,12 +88,13 @@ pub(super) fn open(config: &Config, file: Objects, reseed: bool) -> Result<Seede
         verify_apart(&directory)?;
         Store::open(&directory, PATIENCE)?
     };
+    let kept = Some(directory.clone()).filter(|it| it != Path::new(NONE));
     let stored = store.load()?;
     if reseed || stored.is_empty() {
         let mut state = State::from(file);
         plane::open_devices(&mut state, PATIENCE, Creation::Allowed, Err)?;
         store.replace(&State::default().changes(&state)?)?;
-        return Ok(Seeded { store, state, remembered: false });
+        return Ok(Seeded { directory: kept, store, state, remembered: false });
     }
     let mut state = State::from(state::read(&stored)?);
     info!("state in {}: {} objects", directory.display(), stored.len());
@@ -108,5 +111,5 @@ pub(super) fn open(config: &Config, file: Objects, reseed: bool) -> Result<Seede
         warn!("{error}; its namespaces are not ready until it can be opened, which is tried again");
         Ok(())
     })?;
-    Ok(Seeded { store, state, remembered: true })
+    Ok(Seeded { directory: kept, store, state, remembered: true })
 }

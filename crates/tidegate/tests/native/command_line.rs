@@ -327,6 +327,37 @@ fn completions_and_manual_pages_come_out() {
     }
 }
 
+/// bash is there wherever the tests are; what the others are given is looked at.
+#[test]
+fn methods_are_completed() {
+    let folder = folder();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(folder.path(), &["completions", shell]).stdout;
+        fs::write(folder.path().join(shell), &script).unwrap();
+        let script = String::from_utf8(script).unwrap();
+        for method in ["bdev_get_iostat", "tidegate_get_statistics", "nvmf_create_subsystem"] {
+            assert!(script.contains(method), "{shell}: {method}");
+        }
+    }
+    for (words, expected) in [
+        ("rpc bdev_get_b", "bdev_get_bdevs"),
+        ("rpc --rpc-socket x bdev_get_b", "bdev_get_bdevs"),
+        ("rpc --json rpc_", "rpc_get_methods"),
+        ("top --vi", "--view"),
+        ("top --view dev", "devices"),
+    ] {
+        let line = format!(
+            "source ./bash; COMP_WORDS=(tidegate {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
+             _tidegate tidegate \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"; echo \"${{COMPREPLY[*]}}\""
+        );
+        let mut bash = Command::new("bash");
+        bash.args(["--norc", "--noprofile", "-c", &line]).current_dir(folder.path());
+        let output = bash.output().unwrap();
+        let found = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(found.trim(), expected, "{words}: {:?}", output.stderr);
+    }
+}
+
 #[test]
 fn json_says_what_is_there() {
     let folder = folder();

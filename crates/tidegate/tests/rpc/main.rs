@@ -19,6 +19,8 @@ mod removals;
 mod resizing;
 mod seeding;
 mod statistics;
+mod terminal;
+mod top;
 mod waiting;
 
 #[allow(dead_code)]

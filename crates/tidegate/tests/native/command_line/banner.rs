@@ -1,12 +1,13 @@
 //! What `serve` prints and the README says to type: that it is true and works as it stands.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 
 use rustix::process::Signal;
+use serde_json::{Value, json};
 
-use crate::support::daemon::{Daemon, free_port, run, run_json, write_config};
+use crate::support::daemon::{ALONE, Daemon, free_port, run, run_json, write_config};
 use crate::support::folder;
 
 /// A file of the repository.
@@ -101,6 +102,44 @@ fn what_to_try_next_can_be_had_and_by_whom() {
         !lines.iter().any(|line| line.contains("Try next") || line.contains("perf")),
         "{lines:?}"
     );
+}
+
+#[test]
+fn it_says_where_clients_reach_it_and_where_the_state_is() {
+    let folder = folder();
+    fs::write(folder.path().join("secret"), "somebody:something").unwrap();
+    let config = "[rpc.tcp]\nport = 0\n[rpc.http]\nport = 0\ncredentials = \"secret\"\n";
+    write_config(folder.path(), config);
+    let own = ["--config", "tidegate.toml", "--rpc-socket", "rpc.sock", "--state", "kept"];
+    let start = |arguments: &[&str]| {
+        Daemon::spawn_with(folder.path(), &[&["serve"][..], arguments].concat())
+    };
+    let daemon = start(&[&own[..], &["--banner", "json"]].concat());
+    let banner = daemon.banner();
+    assert_eq!((&banner["rpc"]["socket"], &banner["state"]), (&json!("rpc.sock"), &json!("kept")));
+    for socket in ["tcp", "http"] {
+        // The ports that were chosen.
+        let address: SocketAddr = banner["rpc"][socket].as_str().unwrap().parse().unwrap();
+        assert!(address.ip().is_loopback());
+        TcpStream::connect(address).unwrap();
+    }
+    drop(daemon);
+    let line = |daemon: &Daemon| loop {
+        let line = daemon.line();
+        if line.contains("state") {
+            return line;
+        }
+    };
+    let said = line(&start(&own));
+    for part in ["JSON-RPC on rpc.sock, TCP 127.0.0.1:", ", HTTP 127.0.0.1:", "; state in kept"] {
+        assert!(said.contains(part), "{said}");
+    }
+    let alone = start(&["--rpc-socket", "none", "--state", "none"]);
+    assert!(line(&alone).starts_with("no JSON-RPC; no state"));
+    let alone = start(&[&ALONE[..], &["--banner", "json"]].concat());
+    let banner = alone.banner();
+    let nothing = json!({ "socket": null, "tcp": null, "http": null });
+    assert_eq!((&banner["rpc"], &banner["state"]), (&nothing, &Value::Null));
 }
 
 #[test]
