@@ -249,6 +249,96 @@ def _(it):
 
 
 
+# Devices that stand on others
+
+
+def with_base(it):
+    assert it.types("bdev_malloc_create -b ram 1 512") == "ram"
+
+
+@drives("bdev_delay_create")
+def _(it):
+    with_base(it)
+    line = f"bdev_delay_create -b ram -d slow -u {UUID} -r 10 -t 1000 -w 20 -n 2000"
+    assert it.types(line) == "slow"
+    bdev = it.bdev("slow")
+    same(bdev, product_name="delay", block_size=512, num_blocks=MIB // 512, uuid=UUID, claimed=False)
+    expected = {
+        "name": "slow", "base_bdev_name": "ram", "uuid": UUID, "avg_read_latency": 10, "p99_read_latency": 1000,
+        "avg_write_latency": 20, "p99_write_latency": 2000,
+    }
+    assert bdev["driver_specific"] == {"delay": expected}, bdev
+    same(it.bdev("ram"), claimed=True, claim_type="exclusive_write")
+    it.is_refused(line, -17, "File exists")
+    it.is_refused("bdev_delay_create -b slow -d fast -r 10 -t 1 -w 0 -n 0", -22, "Invalid argument")
+    it.is_refused("bdev_delay_create -b ram -d other -r 0 -t 0 -w 0 -n 0", -1, "Operation not permitted")
+    # SPDK defers it, too.
+    assert it.types("bdev_delay_create -b none -d early -r 0 -t 0 -w 0 -n 0") == "early"
+    assert [each["method"] for each in it.types("framework_get_config bdev")].count("bdev_delay_create") == 2
+
+
+@drives("bdev_delay_delete")
+def _(it):
+    with_base(it)
+    it.types("bdev_delay_create -b ram -d slow -r 0 -t 0 -w 0 -n 0")
+    it.is_refused("bdev_malloc_delete ram", -16, "slow stands on ram")
+    it.is_refused("bdev_delay_delete ram", -19, "No such device")
+    assert it.types("bdev_delay_delete slow") is True
+    same(it.bdev("ram"), claimed=False)
+    it.is_refused("bdev_delay_delete slow", -19, "No such device")
+
+
+@drives("bdev_delay_update_latency")
+def _(it):
+    with_base(it)
+    it.types("bdev_delay_create -b ram -d slow -r 0 -t 0 -w 0 -n 0")
+    for latency in ("avg_read", "avg_write", "p99_read", "p99_write"):
+        assert it.types(f"bdev_delay_update_latency slow {latency} 77") is True
+        same(it.bdev("slow")["driver_specific"]["delay"], **{f"{latency}_latency": 77})
+    it.is_refused("bdev_delay_update_latency ram avg_read 1", -32602, "The requested bdev does not exist.")
+
+
+@drives("bdev_error_create")
+def _(it):
+    with_base(it)
+    assert it.types(f"bdev_error_create ram --uuid {UUID}") is True
+    bdev = it.bdev("EE_ram")
+    same(bdev, product_name="Error Injection Disk", num_blocks=MIB // 512, uuid=UUID)
+    assert bdev["driver_specific"] == {"error_disk": {"base_bdev": "ram"}}, bdev
+    it.is_refused("bdev_error_create ram", -17, "File exists")
+    assert it.types("bdev_error_create none") is True
+
+
+@drives("bdev_error_delete")
+def _(it):
+    with_base(it)
+    it.types("bdev_error_create ram")
+    assert it.types("bdev_error_delete EE_ram") is True
+    it.is_refused("bdev_error_delete EE_ram", -19, "No such device")
+    it.is_refused("bdev_error_delete ram", -19, "No such device")
+
+
+@drives("bdev_error_inject_error")
+def _(it):
+    with_base(it)
+    it.types("bdev_error_create ram")
+    for io_type in ("clear", "read", "write", "unmap", "flush", "all"):
+        assert it.types(f"bdev_error_inject_error EE_ram {io_type} failure -n 3 -q 2") is True
+    for error_type in ("pending", "nomem", "nvme_failure --nvme-sct 2 --nvme-sc 129", "corrupt_data -o 3 -v 255"):
+        assert it.types(f"bdev_error_inject_error EE_ram read {error_type}") is True
+    it.is_refused("bdev_error_inject_error EE_ram read corrupt_data", -22, "corrupt_value")
+    it.is_refused("bdev_error_inject_error EE_ram read nvme_failure", -22, "nvme_sct or nvme_sc should be specified")
+    it.is_refused("bdev_error_inject_error ram read failure", -19, "No such device")
+
+
+@drives("bdev_error_resume_pending")
+def _(it):
+    with_base(it)
+    it.types("bdev_error_create ram")
+    assert it.types("bdev_error_resume_pending EE_ram") is True
+    it.is_refused("bdev_error_resume_pending ram", -19, "No such device")
+
+
 # Sizes
 
 
@@ -441,6 +531,13 @@ def _(it):
 # Reactors, controllers and queues
 
 
+@drives("framework_monitor_context_switch")
+def _(it):
+    assert it.types("framework_monitor_context_switch") == {"enabled": False}
+    assert it.types("framework_monitor_context_switch --monitor") == {"enabled": True}
+    assert it.types("framework_monitor_context_switch --no-monitor") == {"enabled": False}
+
+
 @drives("framework_get_reactors")
 def _(it):
     reactors = it.types("framework_get_reactors")["reactors"]
@@ -524,6 +621,16 @@ def _(it):
     assert it.types("bdev_enable_histogram ram --histogram") is True
     assert it.types("bdev_enable_histogram ram --no-histogram") is True
     it.is_refused("bdev_enable_histogram none --histogram", -19, "No such device", "none")
+
+
+@drives("bdev_get_histogram_borders")
+def _(it):
+    it.types("bdev_malloc_create -b ram 1 512")
+    it.is_refused("bdev_get_histogram_borders ram --borders 1,2", -32603, "Bad address")
+    it.types("bdev_enable_histogram ram --histogram")
+    assert it.types("bdev_get_histogram_borders ram --borders 1,20,300") == {"borders_count": [0, 0, 0, 0]}
+    it.is_refused("bdev_get_histogram_borders ram --borders 2,1", -32602, "borders")
+    it.is_refused("bdev_get_histogram_borders none --borders 1", -19, "No such device", "none")
 
 
 @drives("bdev_get_histogram")

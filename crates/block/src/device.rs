@@ -1,5 +1,6 @@
 //! The two traits, and what a device says of itself.
 
+use std::any::Any;
 use std::fmt::Debug;
 
 use uuid::Uuid;
@@ -85,8 +86,9 @@ pub struct Identity {
     pub nguid: Option<[u8; 16]>,
 }
 
-/// Something that holds blocks. Shared by all threads.
-pub trait BlockDevice: Send + Sync + Debug {
+/// Something that holds blocks. Shared by all threads. Who has to know which kind it is (to say how slow it is to be, what
+/// is to fail) finds out by [`Any`].
+pub trait BlockDevice: Any + Send + Sync + Debug {
     /// The name the configuration gave it.
     fn name(&self) -> &str;
 
@@ -114,6 +116,10 @@ pub trait BlockDevice: Send + Sync + Debug {
     /// # Errors
     /// If the reactor lacks what the queue needs, or the device has failed.
     fn open_queue(&self, local: &reactor::Local) -> Result<Box<dyn BlockQueue>, BlockError>;
+
+    /// It has left the configuration. Queues that hold operations back for a reason of their own end them now; whatever
+    /// is in a medium comes back as ever.
+    fn retire(&self) {}
 }
 
 /// One reactor's way to a device. Not `Send`.
@@ -136,4 +142,9 @@ pub trait BlockQueue: Debug {
     /// Whether the next poll has something to do that nothing will announce, so that the reactor
     /// must not sleep before it.
     fn needs_poll(&self) -> bool;
+
+    /// When it wants to be polled at the latest, by [`reactor::Local::now`].
+    fn next_deadline(&self) -> Option<reactor::Instant> {
+        None
+    }
 }

@@ -32,6 +32,14 @@ pub enum ErrorKind {
     /// Given up on request, without effect on the medium.
     #[error("aborted")]
     Aborted,
+    /// What an NVMe device said itself, or what is said in the name of one: status code type and status code.
+    #[error("NVMe status {sct:#x}/{sc:#04x}")]
+    Status {
+        /// Status Code Type, 0 to 7.
+        sct: u8,
+        /// Status Code; not 0 if the type is.
+        sc: u8,
+    },
     /// Something of ours is wrong; counted and logged where it happens.
     #[error("internal error")]
     Internal,
@@ -61,6 +69,16 @@ pub enum BlockError {
         device: String,
         /// On what.
         path: String,
+    },
+    /// The system has no memory for it.
+    #[error("device {device}: no memory for {bytes} bytes: {source}")]
+    NoMemory {
+        /// The device's name.
+        device: String,
+        /// What it needs.
+        bytes: u64,
+        /// The system's reason.
+        source: io::Error,
     },
     /// The configuration asks for what the device cannot be.
     #[error("device {device}: {problem}")]

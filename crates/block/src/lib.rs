@@ -18,9 +18,13 @@
 //! submitter); futures (a task per I/O, and no bound on the work of a turn).
 
 mod check;
+pub mod delay;
 mod device;
 mod error;
 pub mod file;
+mod geometry;
+pub mod injection;
+mod layer;
 pub mod null;
 mod operation;
 pub mod ram;

@@ -5,7 +5,9 @@
 //! measuring instrument, for hosts that trust each other.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use crate::geometry::SharedGeometry;
 use crate::{
     BlockDevice, BlockError, BlockQueue, Completion, Deallocation, Geometry, Operation, Properties,
     Token,
@@ -15,7 +17,7 @@ use crate::{
 #[derive(Debug)]
 pub struct NullDevice {
     name: String,
-    geometry: Geometry,
+    geometry: Arc<SharedGeometry>,
     properties: Properties,
 }
 
@@ -25,7 +27,8 @@ impl NullDevice {
     /// # Errors
     /// [`BlockError::Unsuitable`] for a block size other than 512 and 4096, or no block at all.
     pub fn new(name: &str, size: u64, block_size: u32) -> Result<NullDevice, BlockError> {
-        let geometry = Geometry::of_new_device(name, size, block_size)?;
+        Geometry::of_new_device(name, size, block_size)?;
+        let geometry = Arc::new(SharedGeometry::new(block_size, size));
         let properties = Properties {
             read_only: false,
             volatile_write_cache: false,
@@ -39,8 +42,13 @@ impl NullDevice {
 
     /// A queue; it needs nothing of the reactor.
     pub fn queue(&self) -> Box<dyn BlockQueue> {
-        let (geometry, properties) = (self.geometry, self.properties.clone());
+        let (geometry, properties) = (Arc::clone(&self.geometry), self.properties.clone());
         Box::new(NullQueue { geometry, properties, done: VecDeque::new() })
+    }
+
+    /// It has so many bytes from now on, rounded down to whole blocks.
+    pub fn resize(&self, size: u64) {
+        self.geometry.update(size);
     }
 }
 
@@ -50,7 +58,7 @@ impl BlockDevice for NullDevice {
     }
 
     fn geometry(&self) -> Geometry {
-        self.geometry
+        self.geometry.geometry()
     }
 
     fn properties(&self) -> &Properties {
@@ -64,14 +72,14 @@ impl BlockDevice for NullDevice {
 
 #[derive(Debug)]
 struct NullQueue {
-    geometry: Geometry,
+    geometry: Arc<SharedGeometry>,
     properties: Properties,
     done: VecDeque<Completion>,
 }
 
 impl BlockQueue for NullQueue {
     fn submit(&mut self, operation: Operation) {
-        let result = operation.admit(self.geometry, &self.properties);
+        let result = operation.admit(self.geometry.geometry(), &self.properties);
         self.done.push_back(Completion { token: operation.token, result });
     }
 
@@ -117,6 +125,22 @@ mod tests {
         let expected = [(7, Ok(())), (8, Err(ErrorKind::OutOfRange)), (9, Ok(()))]
             .map(|(token, result)| Completion { token: Token(token), result });
         assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn its_queues_see_another_size_at_once() {
+        let device = NullDevice::new("null0", 4096, 4096).unwrap();
+        let mut queue = device.queue();
+        let mut verify = |lba| {
+            let (token, kind, data) = (Token(lba), Kind::Verify, Data::none());
+            queue.submit(Operation { token, kind, lba, blocks: 1, data, fua: false });
+            let mut seen = Err(ErrorKind::Internal);
+            queue.poll(1, &mut |completion| seen = completion.result);
+            seen
+        };
+        assert_eq!(verify(1), Err(ErrorKind::OutOfRange));
+        device.resize(2 * 4096);
+        assert_eq!((verify(1), device.geometry().generation), (Ok(()), 1));
     }
 
     #[test]

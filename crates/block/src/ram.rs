@@ -6,9 +6,10 @@
 //! nothing behind it. Operations that are out at the same time have no order anyway.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 
-use memory::SharedMemory;
+use memory::{MemoryError, SharedMemory};
 
 use crate::{
     BlockDevice, BlockError, BlockQueue, Completion, Deallocation, ErrorKind, Geometry, Kind,
@@ -55,19 +56,23 @@ impl RamDevice {
     /// A new device, all zeroes.
     ///
     /// # Errors
-    /// [`BlockError::Unsuitable`] if the shape is odd, [`BlockError::System`] if the system has no
+    /// [`BlockError::Unsuitable`] if the shape is odd, [`BlockError::NoMemory`] if the system has no
     /// room for the mapping.
     pub fn new(options: &RamOptions) -> Result<RamDevice, BlockError> {
         let RamOptions { name, size, block_size, read_only } = options;
         let geometry = Geometry::of_new_device(name, *size, *block_size)?;
-        let too_large = |_| BlockError::Unsuitable {
-            device: name.clone(),
-            problem: format!("{size} bytes are more than this machine can address"),
+        let no_memory = |source| {
+            let bytes = geometry.bytes();
+            BlockError::NoMemory { device: name.clone(), bytes, source }
         };
-        let bytes = usize::try_from(geometry.bytes()).map_err(too_large)?;
-        let medium = SharedMemory::new(name, bytes).map_err(|error| BlockError::Unsuitable {
-            device: name.clone(),
-            problem: format!("no memory for it: {error}"),
+        // More than there are addresses for.
+        let too_many = |_| no_memory(io::ErrorKind::OutOfMemory.into());
+        let bytes = usize::try_from(geometry.bytes()).map_err(too_many)?;
+        let medium = SharedMemory::new(name, bytes).map_err(|error| {
+            no_memory(match error {
+                MemoryError::Map { source, .. } => source,
+                other @ MemoryError::Exhausted { .. } => io::Error::other(other),
+            })
         })?;
         let granularity = (PAGE / block_size).max(1);
         let properties = Properties {
@@ -276,7 +281,8 @@ mod tests {
     fn a_device_too_large_for_the_machine_is_refused_by_name() {
         let name = "ram0".to_owned();
         let options = RamOptions { name, size: !511, block_size: 512, read_only: false };
-        let error = RamDevice::new(&options).unwrap_err().to_string();
-        assert!(error.contains("ram0"), "{error}");
+        let error = RamDevice::new(&options).unwrap_err();
+        assert!(matches!(error, BlockError::NoMemory { .. }), "{error:?}");
+        assert!(error.to_string().contains("ram0"), "{error}");
     }
 }

@@ -6,8 +6,11 @@
 mod rig;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
+use block::delay::{DelayDevice, Latencies};
 use block::file::{Direct, FileDevice, FileOptions};
+use block::injection::InjectionDevice;
 use block::null::NullDevice;
 use block::ram::{RamDevice, RamOptions};
 use block::{BlockDevice, BlockQueue, Completion, Data, ErrorKind, Kind, Operation, Token};
@@ -260,6 +263,24 @@ proptest! {
         let size = u64::from(block_size) * BLOCKS;
         let options = RamOptions { name: "ram".to_owned(), size, block_size, read_only: false };
         check(&mut host, &RamDevice::new(&options).unwrap(), &steps, false);
+    }
+
+    #[test]
+    fn layers(steps in steps(200), swapped in any::<bool>()) {
+        let mut host = Host::new(Backend::Threads).unwrap();
+        let options = RamOptions {
+            name: "ram".to_owned(), size: 512 * BLOCKS, block_size: 512, read_only: false,
+        };
+        let ram: Arc<dyn BlockDevice> = Arc::new(RamDevice::new(&options).unwrap());
+        let latencies =
+            Latencies { average_read: 40, p99_read: 300, average_write: 60, p99_write: 200 };
+        if swapped {
+            let below = DelayDevice::new("slow", ram, latencies);
+            check(&mut host, &InjectionDevice::new("EE_slow", Arc::new(below)), &steps, false);
+        } else {
+            let below = InjectionDevice::new("EE_ram", ram);
+            check(&mut host, &DelayDevice::new("slow", Arc::new(below), latencies), &steps, false);
+        }
     }
 
     #[test]

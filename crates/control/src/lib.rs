@@ -9,7 +9,9 @@
 //! block (open, bind) on threads that may block, commits the change to disk, publishes it to every reactor,
 //! and answers when all of them have acknowledged: what a client was told has been done is on disk.
 
+mod context_switches;
 pub mod jsonrpc;
+pub mod layers;
 pub mod logs;
 pub mod methods;
 pub mod notifications;

@@ -73,6 +73,31 @@ pub enum DeviceKind {
         /// Which method made it: clients see it again as the same product.
         made_as: FileMethod,
     },
+    /// Another device, slow on purpose (`bdev_delay_create`).
+    Delay {
+        /// The name of the device below.
+        base: String,
+        /// How slow.
+        latencies: Latencies,
+    },
+    /// Another device, which fails when it is told to (`bdev_error_create`). What it is told is not kept.
+    Error {
+        /// The name of the device below.
+        base: String,
+    },
+}
+
+/// How long completions are held, in microseconds, under SPDK's names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latencies {
+    /// Of 99 reads in 100.
+    pub avg_read: u64,
+    /// Of the others.
+    pub p99_read: u64,
+    /// Of 99 writes in 100.
+    pub avg_write: u64,
+    /// Of the others.
+    pub p99_write: u64,
 }
 
 /// Whether the page cache is bypassed.

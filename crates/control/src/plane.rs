@@ -18,6 +18,8 @@ use node::Node;
 use target::configuration::{Configuration, ConfigurationError, Limits};
 use tokio::sync::Mutex;
 
+use crate::context_switches::ContextSwitches;
+use crate::layers;
 use crate::logs::Logs;
 use crate::notifications::{Kind, Notifications};
 use crate::objects::{Address, Device, DeviceKind, Direct};
@@ -62,6 +64,7 @@ pub struct Plane {
     limits: Limits,
     logs: Logs,
     notifications: Notifications,
+    context_switches: ContextSwitches,
     current: RwLock<Arc<State>>,
     /// Addresses of the current state that could not be bound; see [`crate::waiting`].
     unbound: std::sync::Mutex<BTreeSet<Address>>,
@@ -78,6 +81,7 @@ impl Plane {
             limits,
             logs,
             notifications: Notifications::default(),
+            context_switches: ContextSwitches::default(),
             current: RwLock::default(),
             unbound: std::sync::Mutex::default(),
             configuration: Mutex::new(Configuration::empty()),
@@ -97,6 +101,11 @@ impl Plane {
     /// What happened.
     pub fn notifications(&self) -> &Notifications {
         &self.notifications
+    }
+
+    /// Whether context switches are logged.
+    pub(crate) fn context_switches(&self) -> &ContextSwitches {
+        &self.context_switches
     }
 
     /// What is configured now.
@@ -146,16 +155,19 @@ impl Plane {
         let mut after = State::clone(&before);
         let result = edit(&mut after).map_err(ChangeError::Refused)?;
         after.number_listeners();
+        after.stack();
         let steps = after.steps(&before, &serving)?;
         self.store.commit(&before.changes(&after)?)?;
         let after = Arc::new(after);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&after);
+        self.alter_devices(&before, &after);
         let taken = self.put_in_force(&mut serving, &steps);
         // Within the change: whoever removes an address next has to find its listener in order to close it.
         for listener in listeners {
             self.node.accept_on(listener);
         }
         self.close_listeners(&before, &after);
+        retire_devices(&before, &after);
         self.notifications.compare(&before, &after);
         taken?;
         Ok(result)
@@ -177,6 +189,31 @@ impl Plane {
             *serving = Arc::clone(last);
         }
         taken
+    }
+
+    /// Devices that are configured otherwise and go on being used become so.
+    fn alter_devices(&self, before: &State, after: &State) {
+        for (name, opened) in &after.devices {
+            let Some(old) = before.devices.get(name) else { continue };
+            if !Arc::ptr_eq(old, opened)
+                && old.has_device_of(opened)
+                && let Ok(device) = &opened.device
+            {
+                let generation = device.geometry().generation;
+                layers::alter(opened);
+                if device.geometry().generation != generation {
+                    self.note_resized(after, name);
+                }
+            }
+        }
+    }
+
+    /// A device has another size, and so has what stands on it.
+    fn note_resized(&self, state: &State, name: &str) {
+        self.notifications.note(Kind::Resized, name);
+        for layer in state.above(name) {
+            self.notifications.note(Kind::Resized, &layer.name);
+        }
     }
 
     /// Stops listening on addresses that no subsystem names any more.
@@ -278,7 +315,7 @@ impl Plane {
         let asked = tokio::task::spawn_blocking(move || device.rescan());
         let now = asked.await.unwrap_or(Ok(before))?;
         if now.generation != before.generation {
-            self.notifications.note(Kind::Resized, &name);
+            self.note_resized(&self.state(), &name);
         }
         Ok(())
     }
@@ -354,7 +391,9 @@ pub fn open_devices(
     creation: Creation,
     mut refused: impl FnMut(block::BlockError) -> Result<(), block::BlockError>,
 ) -> Result<(), block::BlockError> {
-    for opened in state.devices.values_mut().filter(|opened| opened.device.is_err()) {
+    let unopened: Vec<String> = state.unopened().map(|it| it.object.name.clone()).collect();
+    for name in unopened {
+        let Some(opened) = state.devices.get_mut(&name) else { continue };
         let device = match open(&opened.object, patience, creation) {
             Ok(device) => Ok(device),
             Err(error) => {
@@ -365,7 +404,21 @@ pub fn open_devices(
         };
         *opened = Arc::new(Opened { device, ..Opened::clone(opened) });
     }
+    state.stack();
     Ok(())
+}
+
+/// Devices that nothing is configured as any more are told so, after the shards: what comes back from them now is not
+/// tried there again.
+fn retire_devices(before: &State, after: &State) {
+    for (name, old) in &before.devices {
+        let stays = after.devices.get(name).is_some_and(|opened| opened.has_device_of(old));
+        if let Ok(device) = &old.device
+            && !stays
+        {
+            device.retire();
+        }
+    }
 }
 
 /// The address as the system knows it.
@@ -373,7 +426,7 @@ fn socket(address: Address) -> SocketAddr {
     SocketAddr::new(address.traddr, address.trsvcid)
 }
 
-/// Opens a device, waiting up to `patience` for one that is in use. May block.
+/// Opens a device that is no layer, waiting up to `patience` for one that is in use. May block.
 ///
 /// # Errors
 /// The block layer's, naming the device.
@@ -406,6 +459,10 @@ pub fn open(
                 lock_wait: patience,
                 ..FileOptions::new(name, path)
             })?)
+        }
+        DeviceKind::Delay { .. } | DeviceKind::Error { .. } => {
+            let problem = "what it stands on is not there".to_owned();
+            return Err(block::BlockError::Unsuitable { device: name.to_owned(), problem });
         }
     })
 }

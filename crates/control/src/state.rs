@@ -34,11 +34,11 @@ pub struct Opened {
 impl Opened {
     /// A device that is configured and still to be opened.
     pub fn not_yet(object: Device) -> Self {
-        Self {
-            object,
-            device: Err("it has not been opened yet".to_owned()),
-            statistics: Arc::default(),
-        }
+        let waiting = match object.kind.base() {
+            Some(base) => format!("{base}, which it stands on, is not there"),
+            None => "it has not been opened yet".to_owned(),
+        };
+        Self { object, device: Err(waiting), statistics: Arc::default() }
     }
 }
 
@@ -152,10 +152,12 @@ impl State {
         users
     }
 
-    /// The names of the devices that some namespace is over.
+    /// The names of the devices that some namespace or layer is over.
     pub fn used_devices(&self) -> BTreeSet<&str> {
         let namespaces = self.subsystems.values().flat_map(|it| it.namespaces.values());
-        namespaces.map(|namespace| namespace.device.as_str()).collect()
+        let by_namespaces = namespaces.map(|namespace| namespace.device.as_str());
+        let by_layers = self.devices.values().filter_map(|opened| opened.object.kind.base());
+        by_namespaces.chain(by_layers).collect()
     }
 
     /// A device by its name or UUID, as clients name them.
@@ -178,9 +180,10 @@ impl State {
         }
     }
 
-    /// The devices that are still to be opened.
+    /// The devices that are still to be opened. Layers are not: see [`crate::layers`].
     pub fn unopened(&self) -> impl Iterator<Item = &Arc<Opened>> {
-        self.devices.values().filter(|opened| opened.device.is_err())
+        let devices = self.devices.values();
+        devices.filter(|opened| opened.device.is_err() && opened.object.kind.base().is_none())
     }
 
     /// Puts a device in the place of the same one that is still to be opened, unless that is gone.
@@ -289,7 +292,11 @@ impl State {
         for (nsid, namespace) in &subsystem.namespaces {
             let device = |state: &Self| state.devices.get(&namespace.device).cloned();
             let same_device = match (device(self), device(before)) {
-                (Some(one), Some(other)) => Arc::ptr_eq(&one, &other),
+                // Another size or latency of the same device is nothing that a namespace says of itself.
+                (Some(one), Some(other)) => {
+                    Arc::ptr_eq(&one, &other)
+                        || one.has_device_of(&other) && one.object.uuid == other.object.uuid
+                }
                 (None, None) => true,
                 _ => false,
             };

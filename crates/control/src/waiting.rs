@@ -21,8 +21,7 @@ pub async fn try_again_and_again(plane: Arc<Plane>) {
 
 async fn try_devices(plane: &Arc<Plane>) {
     let state = plane.state();
-    let waiting = state.devices.values().filter(|opened| opened.device.is_err());
-    for opened in waiting {
+    for opened in state.unopened() {
         let object = opened.object.clone();
         let name = object.name.clone();
         // An attempt that fails says nothing new.

@@ -23,7 +23,9 @@ pub fn status(kind: ErrorKind) -> Status {
         // device may be back after a retry.
         ErrorKind::Removed => Status::NAMESPACE_NOT_READY,
         ErrorKind::Aborted => Status::ABORT_REQUESTED,
-        ErrorKind::Internal => Status::INTERNAL_ERROR,
+        ErrorKind::Status { sct, sc } if (sct, sc) != (0, 0) => Status::new(sct, sc),
+        // A failure without a status of its own, even if it brought that of success.
+        ErrorKind::Status { .. } | ErrorKind::Internal => Status::INTERNAL_ERROR,
     }
 }
 
@@ -44,6 +46,8 @@ mod tests {
             ErrorKind::Removed,
             ErrorKind::Aborted,
             ErrorKind::Internal,
+            ErrorKind::Status { sct: 0, sc: 0 },
+            ErrorKind::Status { sct: 2, sc: 0x81 },
         ] {
             assert!(!status(kind).is_success(), "{kind:?}");
         }

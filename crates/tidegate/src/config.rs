@@ -211,6 +211,14 @@ pub(crate) struct Device {
     pub(crate) read_only: bool,
     #[serde(default)]
     pub(crate) direct: Direct,
+    /// Of `delay` and `error`: the device below.
+    pub(crate) base: Option<Spanned<String>>,
+    /// Of `delay`: how long completions are held; those of one operation in a hundred as long as the p99 ones say,
+    /// which are the others unless they are given.
+    pub(crate) read_latency: Option<Spanned<Time>>,
+    pub(crate) read_latency_p99: Option<Spanned<Time>>,
+    pub(crate) write_latency: Option<Spanned<Time>>,
+    pub(crate) write_latency_p99: Option<Spanned<Time>>,
 }
 
 /// The kinds of devices.
@@ -223,6 +231,17 @@ pub(crate) enum DeviceKind {
     Ram,
     /// A regular file or a block device.
     File,
+    /// Another device, slow on purpose.
+    Delay,
+    /// Another device, which fails when it is told to.
+    Error,
+}
+
+impl DeviceKind {
+    /// Whether it stands on another device.
+    pub(crate) fn is_layer(self) -> bool {
+        matches!(self, Self::Delay | Self::Error)
+    }
 }
 
 /// Whether a `file` device bypasses the page cache.

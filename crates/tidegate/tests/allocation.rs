@@ -16,9 +16,11 @@ mod support;
 
 use std::sync::Arc;
 
-use block::BlockDevice;
+use block::delay::{DelayDevice, Latencies};
 use block::file::Direct;
+use block::injection::{Effect, Injection, InjectionDevice, Victim};
 use block::null::NullDevice;
+use block::{BlockDevice, ErrorKind};
 use counting::{Counted, allocations};
 use host::{Queue, Transfer};
 use nvme::io::{Command, Transfer as Blocks};
@@ -84,8 +86,14 @@ fn allocates_nothing(header_digest: bool, data_digest: bool) {
     let folder = folder();
     let file = node::file(&folder.path().join("disk"), SIZE, BLOCK, Direct::Auto);
     let null = Arc::new(NullDevice::new("null", SIZE, BLOCK).unwrap());
-    let devices: [(&str, Arc<dyn BlockDevice>); 3] =
-        [("null", null), ("ram", ram("ram", SIZE, BLOCK)), ("file", file)];
+    // Of the time that holds several operations at once, and with something armed that never happens.
+    let latencies = Latencies { average_read: 50, p99_read: 90, average_write: 50, p99_write: 90 };
+    let failing = InjectionDevice::new("EE_base", ram("base", SIZE, BLOCK));
+    let effect = Effect::Fail(ErrorKind::Internal);
+    failing.inject(Victim::Read, Injection { effect, count: 1, queue_depth: u64::MAX });
+    let layers = Arc::new(DelayDevice::new("layers", Arc::new(failing), latencies));
+    let devices: [(&str, Arc<dyn BlockDevice>); 4] =
+        [("null", null), ("ram", ram("ram", SIZE, BLOCK)), ("file", file), ("layers", layers)];
     let counted = |(_, device): &(_, Arc<dyn BlockDevice>)| -> Arc<dyn BlockDevice> {
         Arc::new(Counted(Arc::clone(device)))
     };

@@ -2,12 +2,13 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, SeekFrom, fstat, seek};
 
 use super::durability::Durability;
+use crate::geometry::SharedGeometry;
 use crate::{BlockError, Geometry, Properties};
 
 /// What kind of thing was opened.
@@ -62,52 +63,6 @@ pub(super) fn size_of(file: &OwnedFd, sort: Sort) -> rustix::io::Result<u64> {
     }
 }
 
-/// A geometry that is read on every operation and changed once in a blue moon.
-///
-/// `version` is odd while a change is under way; a reader that meets one, or sees two versions,
-/// reads again. All accesses are sequentially consistent, so the numbers belong together.
-#[derive(Debug)]
-pub(super) struct SharedGeometry {
-    block_size: u32,
-    blocks: AtomicU64,
-    version: AtomicU64,
-    changing: Mutex<()>,
-}
-
-impl SharedGeometry {
-    pub(super) fn new(block_size: u32, bytes: u64) -> SharedGeometry {
-        SharedGeometry {
-            block_size,
-            blocks: AtomicU64::new(bytes / u64::from(block_size)),
-            version: AtomicU64::new(0),
-            changing: Mutex::new(()),
-        }
-    }
-
-    pub(super) fn geometry(&self) -> Geometry {
-        loop {
-            let version = self.version.load(Ordering::SeqCst);
-            let blocks = self.blocks.load(Ordering::SeqCst);
-            if version.is_multiple_of(2) && self.version.load(Ordering::SeqCst) == version {
-                return Geometry { block_size: self.block_size, blocks, generation: version / 2 };
-            }
-            std::hint::spin_loop();
-        }
-    }
-
-    /// Called off the reactors, by any thread.
-    fn update(&self, bytes: u64) -> Geometry {
-        let _only_one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let blocks = bytes / u64::from(self.block_size);
-        if blocks != self.blocks.load(Ordering::SeqCst) {
-            self.version.fetch_add(1, Ordering::SeqCst);
-            self.blocks.store(blocks, Ordering::SeqCst);
-            self.version.fetch_add(1, Ordering::SeqCst);
-        }
-        self.geometry()
-    }
-}
-
 /// Which ways of zeroing a range the system has. Punching was tried when the medium was opened;
 /// whether the others work is learnt when they are first used.
 #[derive(Debug)]
@@ -149,18 +104,6 @@ impl Zeroing {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_generation_changes_with_the_size_alone() {
-        let size = SharedGeometry::new(512, 5000);
-        let first = size.geometry();
-        assert_eq!(first, Geometry { block_size: 512, blocks: 9, generation: 0 });
-        assert_eq!(size.update(5100), first);
-        let second = size.update(51_200);
-        assert_eq!((second.blocks, second.generation), (100, 1));
-        let third = size.update(5000);
-        assert_eq!((third.blocks, third.generation), (9, 2));
-    }
 
     #[test]
     fn ways_that_fail_are_not_tried_again() {

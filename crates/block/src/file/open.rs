@@ -16,8 +16,9 @@ use rustix::io::Errno;
 
 use super::durability::Durability;
 use super::facts::{Alignment, DiskFacts, go_direct};
-use super::medium::{Medium, PUNCH, SharedGeometry, Sort, Zeroing, size_of};
+use super::medium::{Medium, PUNCH, Sort, Zeroing, size_of};
 use super::{Direct, FileOptions};
+use crate::geometry::SharedGeometry;
 use crate::{BlockError, Deallocation, Properties};
 
 /// How often a held lock is tried again.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use block::{BlockDevice, BlockQueue, Completion, Data, ErrorKind, Kind, Operation, Token};
 use memory::{Arena, ArenaConfig, Buffer, Hugepages, Pool};
 use reactor::ring::Features;
-use reactor::{Reactor, ReactorConfig, RingChoice};
+use reactor::{Reactor, ReactorConfig, RingChoice, SimulatedClock};
 
 /// How long a test waits for anything before it fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -45,13 +45,24 @@ impl Host {
             skip("io_uring is forbidden here");
             return None;
         }
+        Some(Host::on(reactor))
+    }
+
+    /// On this reactor.
+    pub(crate) fn on(reactor: Reactor) -> Host {
         let config = ArenaConfig { capacity: 16 << 20, hugepages: Hugepages::Never };
-        let arena = Arena::new(config);
-        let pool = arena.pool(16 << 20).unwrap();
+        let pool = Arena::new(config).pool(16 << 20).unwrap();
         if let Some(ring) = reactor.local().ring() {
             ring.register_pool(&pool);
         }
-        Some(Host { reactor, pool })
+        Host { reactor, pool }
+    }
+
+    /// In a time that passes when a test says so; no ring.
+    pub(crate) fn simulated(clock: &SimulatedClock) -> Host {
+        let (clock, ring) = (clock.clock(), RingChoice::Forbidden);
+        let config = ReactorConfig { clock, ring, ..ReactorConfig::default() };
+        Host::on(Reactor::new(&config).unwrap())
     }
 
     pub(crate) fn queue(&self, device: &dyn BlockDevice) -> Box<dyn BlockQueue> {

@@ -3,13 +3,14 @@
 //! The envelope is walked member by member over its text, because an id has to come back as it was sent: `1.0`, `1e3` and
 //! thirty digits are numbers that no parsed form keeps. What each member holds is read by `serde_json`.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
+use rustix::io::Errno;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
 use super::plain::Plain;
-use super::{Methods, RpcError};
+use super::{Methods, Room, RpcError};
 
 /// The most requests in a batch: each costs far more memory than its text.
 const BATCH: usize = 1024;
@@ -71,15 +72,20 @@ impl Message {
         }
     }
 
-    /// Calls what is asked for. The bytes of the answer end in a newline, as SPDK's do; notifications have none.
-    pub async fn answer(self, methods: &dyn Methods) -> Option<Vec<u8>> {
+    /// Calls what is asked for. The bytes of the answer end in a newline, as SPDK's do; notifications have none. Of
+    /// a batch that has filled the room, the rest is not called.
+    pub async fn answer(self, methods: &dyn Methods, room: &mut dyn Room) -> Option<Vec<u8>> {
         let mut text = String::new();
         match self {
-            Message::Single(request) => request.answer(methods, &mut text).await,
+            Message::Single(request) => request.answer(methods, room, &mut text).await,
             Message::Batch(requests) => {
-                for request in requests {
+                for mut request in requests {
                     let start = text.len();
-                    request.answer(methods, &mut text).await;
+                    if start > 0 && request.id.is_some() && room.is_full() {
+                        let why = "the batch's answers so far are all that can wait for you";
+                        request.call = Err(busy(why));
+                    }
+                    request.answer(methods, room, &mut text).await;
                     if text.len() > start {
                         text.insert(start, if start == 0 { '[' } else { ',' });
                     }
@@ -118,16 +124,27 @@ impl Request {
         Request { id: Some(Id::null()), call: Err(RpcError::invalid_request(why)) }
     }
 
-    /// Carries it out and appends the response to `text`.
-    async fn answer(self, methods: &dyn Methods, text: &mut String) {
+    /// Carries it out and appends the response to `text`; if there is no room for that, an error.
+    async fn answer(self, methods: &dyn Methods, room: &mut dyn Room, text: &mut String) {
         let outcome = match self.call {
             Ok(call) => methods.call(&call.method, call.params).await,
             Err(error) => Err(error),
         };
         if let Some(id) = self.id {
+            let start = text.len();
             id.respond(outcome, text);
+            let length = text.len() - start;
+            if !room.take(length) {
+                text.truncate(start);
+                let why = format!("no room for an answer of {length} bytes: take those that wait");
+                id.respond(Err(busy(why)), text);
+            }
         }
     }
+}
+
+fn busy(why: impl Display) -> RpcError {
+    RpcError::errno(Errno::BUSY.raw_os_error(), format!("Device or resource busy: {why}"))
 }
 
 impl Call {
@@ -317,13 +334,26 @@ mod tests {
         }
     }
 
+    struct Boundless;
+
+    impl Room for Boundless {
+        fn is_full(&self) -> bool {
+            false
+        }
+
+        fn take(&mut self, _bytes: usize) -> bool {
+            true
+        }
+    }
+
     fn answer(text: &str) -> String {
         let message = match Message::parse(text.as_bytes()) {
             Ok(message) => message,
             Err(error) => return error.code.to_string(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let answer = runtime.block_on(message.answer(&Echo::default())).unwrap_or_default();
+        let answer =
+            runtime.block_on(message.answer(&Echo::default(), &mut Boundless)).unwrap_or_default();
         String::from_utf8(answer).unwrap()
     }
 
@@ -430,7 +460,7 @@ mod tests {
         let batch: Vec<Value> = names.iter().map(|name| json!({ "method": name })).collect();
         let message = Message::parse(Value::from(batch).to_string().as_bytes()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        assert_eq!(runtime.block_on(message.answer(&echo)), None);
+        assert_eq!(runtime.block_on(message.answer(&echo, &mut Boundless)), None);
         assert_eq!(*echo.0.lock().unwrap(), names);
     }
 

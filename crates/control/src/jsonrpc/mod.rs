@@ -30,6 +30,15 @@ pub use splitter::{SplitError, Splitter};
 /// A method under way.
 pub type Calling<'a> = Pin<Box<dyn Future<Output = Result<Value, RpcError>> + Send + 'a>>;
 
+/// The place in which answers wait to be taken.
+pub trait Room: Send {
+    /// Whether no further call is to be begun for it.
+    fn is_full(&self) -> bool;
+
+    /// Takes room for an answer of so many bytes, if there is.
+    fn take(&mut self, bytes: usize) -> bool;
+}
+
 /// What can be called. Many calls run at the same time; what is begun is never cancelled. A method does not block its
 /// thread, which other calls need: what may block belongs on a thread for that.
 pub trait Methods: Send + Sync + 'static {

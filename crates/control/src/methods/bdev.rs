@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::edit::Edit;
+use super::faults;
 use super::reply::{Errno, internal, invalid};
 use super::{Reply, parameters};
 use crate::jsonrpc::RpcError;
@@ -19,13 +20,14 @@ use crate::state::{Opened, State};
 const LONGEST_NAME: usize = 255;
 
 /// Adds a device; its name.
-fn create(device: Device) -> Result<Edit, RpcError> {
+pub(super) fn create(device: Device) -> Result<Edit, RpcError> {
     check_name(&device.name)?;
     Ok(Box::new(move |state| add(state, device.clone())))
 }
 
 fn add(state: &mut State, device: Device) -> Reply {
     refuse_twice(state, &device)?;
+    faults::refuse_claimed(state, &device)?;
     let name = device.name.clone();
     state.devices.insert(name.clone(), Arc::new(Opened::not_yet(device)));
     Ok(Value::String(name))
@@ -59,8 +61,9 @@ fn refuse_twice(state: &State, device: &Device) -> Result<(), RpcError> {
     }
 }
 
-/// Removes a device, and the namespaces over it: hosts see them go.
-fn delete(params: Value, fits: fn(&DeviceKind) -> bool) -> Result<Edit, RpcError> {
+/// Removes a device, and the namespaces over it: hosts see them go. Not one that a layer stands on: SPDK takes the layer
+/// away with it, and what a host has below it then is not what its operator set up.
+pub(super) fn delete(params: Value, fits: fn(&DeviceKind) -> bool) -> Result<Edit, RpcError> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Delete {
@@ -71,6 +74,12 @@ fn delete(params: Value, fits: fn(&DeviceKind) -> bool) -> Result<Edit, RpcError
         let found = state.device(&name).filter(|opened| fits(&opened.object.kind)).cloned();
         let opened = found.ok_or_else(|| Errno::NoDevice.about(&name))?;
         let name = &opened.object.name;
+        if let Some(layer) = state.layer_on(name) {
+            let layer = &layer.object.name;
+            return Err(
+                Errno::Busy.about(format_args!("{layer} stands on {name}: delete that first"))
+            );
+        }
         for (nqn, nsid) in state.users_of(name) {
             if let Some(subsystem) = state.subsystems.get_mut(&nqn) {
                 Arc::make_mut(subsystem).namespaces.remove(&nsid);
@@ -136,7 +145,7 @@ fn size(num_blocks: u64, block_size: u32) -> Result<u64, RpcError> {
 }
 
 /// The UUID that a client asked for, or a new one, which is kept with the device. Zero asks for none, as in SPDK.
-fn chosen(uuid: Option<Uuid>) -> Uuid {
+pub(super) fn chosen(uuid: Option<Uuid>) -> Uuid {
     uuid.filter(|uuid| !uuid.is_nil()).unwrap_or_else(Uuid::new_v4)
 }
 
@@ -286,7 +295,8 @@ pub(super) async fn get_bdevs(plane: Arc<Plane>, params: Value) -> Reply {
         }
         Some(name) => match state.device(&name) {
             Some(opened) => {
-                let is_used = !state.users_of(&opened.object.name).is_empty();
+                let name = &opened.object.name;
+                let is_used = !state.users_of(name).is_empty() || state.layer_on(name).is_some();
                 Ok(Value::Array(vec![describe(opened, is_used)]))
             }
             None => Err(Errno::NoDevice.about(name)),
@@ -314,6 +324,13 @@ fn describe(opened: &Opened, is_used: bool) -> Value {
             ("AIO disk", json!({ "aio": about }))
         }
         DeviceKind::File { path, .. } => ("URING bdev", json!({ "uring": { "filename": path } })),
+        DeviceKind::Delay { base, latencies } => {
+            let about = faults::delay_parameters(name, *uuid, base, *latencies);
+            ("delay", json!({ "delay": about }))
+        }
+        DeviceKind::Error { base } => {
+            ("Error Injection Disk", json!({ "error_disk": { "base_bdev": base } }))
+        }
     };
     let mut object = json!({
         "name": name,
@@ -351,8 +368,13 @@ fn describe(opened: &Opened, is_used: bool) -> Value {
         },
         "driver_specific": specific,
     });
-    if let (Err(waiting), Some(object)) = (&opened.device, object.as_object_mut()) {
-        object.insert("tidegate_waiting".to_owned(), Value::String(waiting.clone()));
+    if let Some(object) = object.as_object_mut() {
+        if is_used {
+            object.insert("claim_type".to_owned(), "exclusive_write".into());
+        }
+        if let Err(waiting) = &opened.device {
+            object.insert("tidegate_waiting".to_owned(), Value::String(waiting.clone()));
+        }
     }
     object
 }

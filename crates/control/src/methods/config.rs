@@ -19,6 +19,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::edit::{Edit, apply};
+use super::faults;
 use super::nvmf::{listeners, nguid_text};
 use super::reply::{internal, invalid, unknown_method};
 use super::{EDITS, IGNORED, Nothing, Reply, find, parameters};
@@ -177,11 +178,21 @@ fn save(state: &State, part: &str) -> Reply {
 
 /// The calls that make a part of the state.
 fn calls(state: &State, part: &str) -> Result<Vec<Value>, RpcError> {
-    let objects = || state.devices.values().map(|opened| &opened.object);
+    let objects = || {
+        let mut objects: Vec<_> = state.devices.values().map(|opened| &opened.object).collect();
+        // What others stand on comes first.
+        objects.sort_by_cached_key(|device| state.below(device).count());
+        objects.into_iter()
+    };
+    // What stands on a device of our own words can only come after it.
+    let spdk = |device: &Device| {
+        let call = in_words_of_spdk(device)?;
+        state.below(device).all(|base| in_words_of_spdk(base).is_some()).then_some(call)
+    };
     Ok(match part {
-        "bdev" => objects().filter_map(in_words_of_spdk).collect(),
+        "bdev" => objects().filter_map(spdk).collect(),
         "tidegate" => objects()
-            .filter(|device| in_words_of_spdk(device).is_none())
+            .filter(|device| spdk(device).is_none())
             .map(|device| Ok(call("tidegate_bdev_create", serde_json::to_value(device)?)))
             .collect::<Result<_, serde_json::Error>>()
             .map_err(internal)?,
@@ -244,7 +255,18 @@ fn in_words_of_spdk(Device { name, uuid, kind }: &Device) -> Option<Value> {
             });
             call(method, params)
         }
-        DeviceKind::Ram { .. } | DeviceKind::File { .. } => return None,
+        // A device may have been updated to latencies that none is made with.
+        DeviceKind::Delay { base, latencies } if latencies.are_in_order() => {
+            let params = faults::delay_parameters(name, Some(uuid), base, *latencies);
+            call("bdev_delay_create", params)
+        }
+        DeviceKind::Error { base } if *name == faults::error_name(base) => {
+            call("bdev_error_create", json!({ "base_name": base, "uuid": uuid }))
+        }
+        DeviceKind::Ram { .. }
+        | DeviceKind::File { .. }
+        | DeviceKind::Delay { .. }
+        | DeviceKind::Error { .. } => return None,
     })
 }
 

@@ -16,11 +16,15 @@ use target::statistics::{Class, Snapshot, histogram};
 use super::iostat::TICK_RATE;
 use super::reply::{Errno, internal, invalid};
 use super::{Reply, parameters};
+use crate::jsonrpc::RpcError;
 use crate::plane::Plane;
 use crate::statistics::HistogramOptions;
 
 /// The finest that is given: half a MiB of buckets.
 const FINEST: u8 = 10;
+
+/// As many borders as SPDK takes.
+const MOST_BORDERS: usize = 256;
 
 /// SPDK's names of the operations that there are here.
 const CLASSES: [(&str, Class); 6] = [
@@ -95,15 +99,17 @@ struct GetHistogram {
     name: String,
 }
 
+/// What has been recorded of a device since somebody wanted it.
+fn recorded(plane: &Plane, name: &str) -> Result<(HistogramOptions, Snapshot), RpcError> {
+    let state = plane.state();
+    let opened = state.device(name).ok_or_else(|| Errno::NoDevice.about(name))?;
+    let histogram = opened.statistics.histogram();
+    histogram.ok_or_else(|| internal("Bad address: bdev_enable_histogram comes first"))
+}
+
 pub(super) async fn get_histogram(plane: Arc<Plane>, params: Value) -> Reply {
     let wanted: GetHistogram = parameters(params)?;
-    let state = plane.state();
-    let Some(opened) = state.device(&wanted.name) else {
-        return Err(Errno::NoDevice.about(wanted.name));
-    };
-    let Some((options, snapshot)) = opened.statistics.histogram() else {
-        return Err(internal("Bad address: bdev_enable_histogram comes first"));
-    };
+    let (options, snapshot) = recorded(&plane, &wanted.name)?;
     let layout = Layout::new(&options);
     let buckets = layout.fill(&snapshot, options.class);
     let bytes: Vec<u8> = buckets.into_iter().flat_map(u64::to_ne_bytes).collect();
@@ -114,6 +120,53 @@ pub(super) async fn get_histogram(plane: Arc<Plane>, params: Value) -> Reply {
         "max_range": layout.highest,
         "tsc_rate": TICK_RATE,
     }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GetHistogramBorders {
+    name: String,
+    /// In microseconds.
+    borders: Vec<u64>,
+}
+
+/// How many latencies are up to each border, and how many there are.
+pub(super) async fn get_histogram_borders(plane: Arc<Plane>, params: Value) -> Reply {
+    let GetHistogramBorders { name, borders } = parameters(params)?;
+    if borders.is_empty() || borders.len() > MOST_BORDERS {
+        return Err(invalid(format_args!("borders: 1 to {MOST_BORDERS} are asked for")));
+    }
+    if !borders.is_sorted() {
+        return Err(invalid("borders: none may be lower than the one before"));
+    }
+    let (options, snapshot) = recorded(&plane, &name)?;
+    Ok(json!({ "borders_count": up_to(&borders, latencies(&snapshot, options.class)) }))
+}
+
+/// How many of these latencies are up to each border in microseconds, and how many there are.
+fn up_to(borders: &[u64], latencies: impl Iterator<Item = (u64, u64)>) -> Vec<u64> {
+    let mut counts = vec![0_u64; borders.len().saturating_add(1)];
+    for (nanos, count) in latencies {
+        let first = borders.partition_point(|border| border.saturating_mul(1_000) < nanos);
+        if let Some(place) = counts.get_mut(first) {
+            *place += count;
+        }
+    }
+    let mut sum = 0;
+    for place in &mut counts {
+        sum += *place;
+        *place = sum;
+    }
+    counts
+}
+
+/// How often each latency has been seen, each bucket of ours at the middle of what it covers.
+fn latencies(snapshot: &Snapshot, class: Option<Class>) -> impl Iterator<Item = (u64, u64)> {
+    let classes = Class::ALL.into_iter().filter(move |it| class.is_none_or(|class| class == *it));
+    classes.flat_map(|class| {
+        let buckets = snapshot.class(class).buckets.iter().enumerate();
+        buckets.map(|(at, count)| (histogram::start(at).midpoint(histogram::start(at + 1)), *count))
+    })
 }
 
 /// Which buckets there are.
@@ -148,16 +201,13 @@ impl Layout {
         usize::try_from(at).unwrap_or(usize::MAX)
     }
 
-    /// The latencies of a class, or of all, each bucket of ours at the middle of what it covers.
+    /// The latencies of a class, or of all.
     fn fill(self, snapshot: &Snapshot, class: Option<Class>) -> Vec<u64> {
         let ranges = usize::try_from(self.highest - self.lowest).unwrap_or(0).saturating_add(1);
         let mut filled = vec![0; ranges << self.granularity];
-        for class in Class::ALL.into_iter().filter(|it| class.is_none_or(|class| class == *it)) {
-            for (at, count) in snapshot.class(class).buckets.iter().enumerate() {
-                let (start, end) = (histogram::start(at), histogram::start(at + 1));
-                if let Some(bucket) = filled.get_mut(self.bucket(start.midpoint(end))) {
-                    *bucket += count;
-                }
+        for (nanos, count) in latencies(snapshot, class) {
+            if let Some(bucket) = filled.get_mut(self.bucket(nanos)) {
+                *bucket += count;
             }
         }
         filled
@@ -196,6 +246,21 @@ mod tests {
             let end = end(granularity, u32::try_from(range).unwrap(), within);
             prop_assert!(nanos < end);
             prop_assert!(nanos >= end - (1 << range.saturating_sub(1)));
+        }
+
+        #[test]
+        fn each_border_counts_what_is_up_to_it(
+            mut borders in prop::collection::vec(0..50_u64, 1..8),
+            seen in prop::collection::vec((0..60_000_u64, 0..9_u64), 0..20),
+        ) {
+            borders.sort_unstable();
+            let counts = up_to(&borders, seen.iter().copied());
+            let sum = |most| -> u64 {
+                seen.iter().filter(|(nanos, _)| *nanos <= most).map(|(_, count)| count).sum()
+            };
+            let mut expected: Vec<u64> = borders.iter().map(|border| sum(border * 1_000)).collect();
+            expected.push(sum(u64::MAX));
+            prop_assert_eq!(counts, expected);
         }
 
         #[test]

@@ -8,6 +8,7 @@
 mod bdev;
 mod config;
 mod edit;
+mod faults;
 mod framework;
 mod histogram;
 mod iostat;
@@ -51,14 +52,18 @@ macro_rules! methods {
 methods! {
     "bdev_aio_rescan" => resize::aio_rescan,
     "bdev_enable_histogram" => histogram::enable_histogram,
+    "bdev_error_inject_error" => faults::inject_error,
+    "bdev_error_resume_pending" => faults::resume_pending,
     "bdev_get_bdevs" => bdev::get_bdevs,
     "bdev_get_histogram" => histogram::get_histogram,
+    "bdev_get_histogram_borders" => histogram::get_histogram_borders,
     "bdev_get_iostat" => iostat::get_iostat,
     "bdev_reset_iostat" => iostat::reset_iostat,
     "bdev_uring_rescan" => resize::uring_rescan,
     "framework_get_config" => config::framework_get_config,
     "framework_get_reactors" => threads::get_reactors,
     "framework_get_subsystems" => config::framework_get_subsystems,
+    "framework_monitor_context_switch" => threads::monitor_context_switch,
     "load_config" => config::load_config,
     "load_subsystem_config" => config::load_subsystem_config,
     "log_clear_flag" => log::clear_flag,
@@ -95,6 +100,11 @@ type MakeEdit = fn(Value) -> Result<Edit, RpcError>;
 const EDITS: &[(&str, MakeEdit)] = &[
     ("bdev_aio_create", bdev::aio_create),
     ("bdev_aio_delete", bdev::aio_delete),
+    ("bdev_delay_create", faults::delay_create),
+    ("bdev_delay_delete", faults::delay_delete),
+    ("bdev_delay_update_latency", faults::delay_update_latency),
+    ("bdev_error_create", faults::error_create),
+    ("bdev_error_delete", faults::error_delete),
     ("bdev_malloc_create", bdev::malloc_create),
     ("bdev_malloc_delete", bdev::malloc_delete),
     ("bdev_null_create", bdev::null_create),

@@ -14,7 +14,9 @@ const INTERNAL: i64 = -32603;
 /// Errno values that clients know, with SPDK's text for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Errno {
+    NotPermitted,
     NoEntry,
+    NoMemory,
     Busy,
     Exists,
     NoDevice,
@@ -25,7 +27,9 @@ pub(super) enum Errno {
 impl Errno {
     fn parts(self) -> (i64, &'static str) {
         match self {
+            Self::NotPermitted => (-1, "Operation not permitted"),
             Self::NoEntry => (-2, "No such file or directory"),
+            Self::NoMemory => (-12, "Cannot allocate memory"),
             Self::Busy => (-16, "Device or resource busy"),
             Self::Exists => (-17, "File exists"),
             Self::NoDevice => (-19, "No such device"),
@@ -71,6 +75,7 @@ pub(super) fn unopened(error: &BlockError) -> RpcError {
             _ => None,
         },
         BlockError::Locked { .. } => Some(Errno::Busy),
+        BlockError::NoMemory { .. } => Some(Errno::NoMemory),
         BlockError::Unsuitable { .. } => None,
     };
     errno.map_or_else(|| invalid(error), |errno| errno.about(error))

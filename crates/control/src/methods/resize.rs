@@ -23,7 +23,6 @@ struct NullResize {
     new_size: u64,
 }
 
-/// A larger device takes the place of the old one, which held nothing that would be missed.
 pub(super) fn null_resize(params: Value) -> Result<Edit, RpcError> {
     let NullResize { name, new_size } = parameters(params)?;
     let bytes = new_size.checked_mul(MIB);
@@ -42,8 +41,7 @@ pub(super) fn null_resize(params: Value) -> Result<Edit, RpcError> {
         }
         let kind = DeviceKind::Null { size: bytes, block_size };
         let device = Device { name: name.clone(), uuid: *uuid, kind };
-        let statistics = Arc::clone(&opened.statistics);
-        let larger = Opened { statistics, ..Opened::not_yet(device) };
+        let larger = Opened { object: device, ..Opened::clone(opened) };
         state.devices.insert(larger.object.name.clone(), Arc::new(larger));
         Ok(Value::Bool(true))
     }))

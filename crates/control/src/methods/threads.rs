@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::iostat::{TICK_RATE, thread_id};
@@ -115,4 +116,20 @@ pub(super) async fn get_reactors(plane: Arc<Plane>, params: Value) -> Reply {
         reply.insert("pid".to_owned(), std::process::id().into());
     }
     Ok(reply)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MonitorContextSwitch {
+    /// None: only asks.
+    enabled: Option<bool>,
+}
+
+pub(super) async fn monitor_context_switch(plane: Arc<Plane>, params: Value) -> Reply {
+    let MonitorContextSwitch { enabled } = parameters(params)?;
+    let switches = plane.context_switches();
+    if let Some(enabled) = enabled {
+        switches.enable(enabled);
+    }
+    Ok(json!({ "enabled": switches.is_enabled() }))
 }

@@ -38,6 +38,7 @@ use tokio_util::codec::Decoder;
 
 use super::accept::Protocol;
 use super::places::Place;
+use super::room::Room;
 use super::stall::Stall;
 use super::{Credentials, Limits, Shared, refusal};
 use crate::jsonrpc::{Message, RpcError, SplitError, Splitter};
@@ -216,7 +217,10 @@ async fn call(shared: &Shared, place: &Place, body: Incoming) -> Response<Full<B
     };
     let _yielding = place.may_be_taken();
     let answer = match message(body, limits) {
-        Ok(message) => match shared.begin(message, |answer| answer).await {
+        Ok(message) => match shared
+            .begin(message, Room::new(limits.answers), |answer, _| answer)
+            .await
+        {
             Ok(answer) => answer,
             Err(_) => return page(StatusCode::INTERNAL_SERVER_ERROR, "the method was given up\n"),
         },

@@ -12,6 +12,8 @@ pub struct Limits {
     pub nesting: u32,
     /// Messages under way on one connection, from their arrival until the client has taken the answer. Further ones wait in the socket.
     pub in_flight: u32,
+    /// Bytes of answers that one connection's client has not taken. No further call is begun while there are half as many.
+    pub answers: usize,
     /// Connections. For a further one, that which has waited longest for an answer without being listened to is closed;
     /// if there is none, the further one is told so and closed.
     pub connections: usize,
@@ -27,13 +29,15 @@ pub struct Limits {
 impl Default for Limits {
     /// 8 MiB are ten times the configuration of 1,000 subsystems with a namespace, a host and a listener each,
     /// indented; SPDK takes less than a hundredth of that. 1,024 are what Longhorn's client has in flight at most.
-    /// 256 connections are four times SPDK's. 4,096 calls are what four of Longhorn's clients can ask for. Ten minutes are far above the interval of any client that
+    /// 32 MiB are more
+    /// than what there is to say of 10,000 devices. 256 connections are four times SPDK's. 4,096 calls are what four of Longhorn's clients can ask for. Ten minutes are far above the interval of any client that
     /// keeps a connection for polling, and short enough for those that forget to close.
     fn default() -> Limits {
         Limits {
             message: 8 << 20,
             nesting: 64,
             in_flight: 1024,
+            answers: 32 << 20,
             connections: 256,
             alike: 4096,
             idle: Duration::from_mins(10),

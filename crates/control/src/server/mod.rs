@@ -22,6 +22,7 @@ mod crowd;
 mod http;
 mod limits;
 mod places;
+mod room;
 mod stall;
 mod stream;
 mod tcp;
@@ -41,6 +42,7 @@ use tokio_util::task::TaskTracker;
 use self::accept::Protocol;
 use self::crowd::Crowd;
 use self::places::Places;
+use self::room::{Room, Ticket};
 use crate::jsonrpc::{Id, Message, Methods, RpcError};
 
 pub use credentials::{Credentials, CredentialsError};
@@ -142,14 +144,19 @@ impl Shared {
     }
 
     /// Carries out a message in a task of its own, which ends even if nobody waits for it any more,
-    /// and hands the answer, if it has one, to `reply`.
-    fn begin<R, F>(&self, message: Message, reply: R) -> JoinHandle<F>
+    /// and hands the answer, if it has one, to `reply`, with the room that it takes. Waits for room first.
+    fn begin<R, F>(&self, message: Message, room: Arc<Room>, reply: R) -> JoinHandle<F>
     where
-        R: FnOnce(Option<Bytes>) -> F + Send + 'static,
+        R: FnOnce(Option<Bytes>, Ticket) -> F + Send + 'static,
         F: Send + 'static,
     {
         let methods = self.methods.clone();
-        self.spawn(async move { reply(message.answer(&*methods).await.map(Bytes::from)) })
+        self.spawn(async move {
+            room.free().await;
+            let mut ticket = room.ticket();
+            let answer = message.answer(&*methods, &mut ticket).await.map(Bytes::from);
+            reply(answer, ticket)
+        })
     }
 }
 

@@ -1,8 +1,9 @@
 //! One connection that carries JSON-RPC without framing: Unix sockets and TCP.
 //!
 //! Two halves in one task. The incoming half takes a message, waits until there is room for it among those under way,
-//! and begins it; the outgoing half writes answers as they come. A message's room is free again when its answer has
-//! been written, so a client that does not read is soon not read from either.
+//! and begins it; the outgoing half writes answers as they come. A message's place is free again when its answer has
+//! been written, and [`room`](super::room) bounds the bytes of all answers; so a client that does not read is soon
+//! neither answered nor read from.
 //!
 //! The end: the incoming half ends when the client has sent everything, has sent what is not JSON, was silent for too
 //! long, or the server stops; then what is under way is answered and the client sees the end of the stream. The
@@ -23,6 +24,7 @@ use tokio_util::codec::FramedRead;
 
 use super::accept::Protocol;
 use super::places::Place;
+use super::room::{Room, Ticket};
 use super::stall::Stall;
 use super::{Shared, refusal};
 use crate::jsonrpc::{Message, RpcError, SplitError, Splitter};
@@ -48,8 +50,8 @@ impl Protocol for Streams {
     }
 }
 
-/// An answer on its way, and the room that it takes.
-type Reply = (Bytes, OwnedSemaphorePermit);
+/// An answer on its way, the room that it takes, and the place of what it answers.
+type Reply = (Bytes, Ticket, OwnedSemaphorePermit);
 
 async fn serve<S>(shared: &Shared, stream: S, place: &Place)
 where
@@ -84,6 +86,7 @@ where
     S: AsyncRead,
 {
     let limits = &shared.limits;
+    let answers = Room::new(limits.answers);
     let capacity = limits.weight(limits.message);
     let room =
         Arc::new(Semaphore::new(usize::try_from(capacity).unwrap_or(Semaphore::MAX_PERMITS)));
@@ -119,16 +122,16 @@ where
         match message {
             Ok(message) => {
                 let replies = replies.clone();
-                shared.begin(message, move |answer| {
+                shared.begin(message, answers.clone(), move |answer, ticket| {
                     if let Some(answer) = answer {
                         // If the client is gone, there is nobody to tell.
-                        let _ = replies.send((answer, permit));
+                        let _ = replies.send((answer, ticket, permit));
                     }
                 });
             }
             Err(error) => {
                 let garbage = error.code == RpcError::PARSE_ERROR;
-                let _ = replies.send((refusal(error), permit));
+                let _ = replies.send((refusal(error), answers.ticket(), permit));
                 if garbage {
                     return true;
                 }
@@ -142,7 +145,7 @@ async fn send<S: AsyncWrite>(
     mut writer: WriteHalf<S>,
     mut outgoing: UnboundedReceiver<Reply>,
 ) -> std::io::Result<()> {
-    while let Some((answer, _room)) = outgoing.recv().await {
+    while let Some((answer, _ticket, _permit)) = outgoing.recv().await {
         writer.write_all(&answer).await?;
     }
     writer.shutdown().await

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::watch;
 
-/// `echo`, `big` (a text of so many bytes) and `hold` (until released).
+/// `echo`, `big` (a text of so many bytes), `hold` (until released) and `late` (both).
 pub(crate) struct Probe {
     pub(crate) begun: watch::Sender<u64>,
     pub(crate) ended: watch::Sender<u64>,
@@ -54,6 +54,11 @@ impl Methods for Probe {
             self.begun.send_modify(|begun| *begun += 1);
             let result = match method {
                 "echo" => Ok(params),
+                "late" => {
+                    let mut released = self.released.subscribe();
+                    released.wait_for(|released| released.contains(&number)).await.unwrap();
+                    Ok(Value::from("x".repeat(usize::try_from(number).unwrap())))
+                }
                 "big" => Ok(Value::from("x".repeat(usize::try_from(number).unwrap()))),
                 "hold" => {
                     let mut released = self.released.subscribe();

@@ -113,6 +113,70 @@ async fn who_does_not_read_is_not_read_from() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn answers_that_nobody_takes_have_only_so_many_bytes() {
+    let small = Limits { answers: 20_000, ..limits() };
+    let (probe, _server, client) = connect(small, 256);
+    let (mut answers, mut writer) = (client.answers, client.writer);
+    let flood = tokio::spawn(async move {
+        for id in 0..100 {
+            writer.write_all(request(id, "big", 5000).as_bytes()).await.unwrap();
+        }
+        writer
+    });
+    sleep(IDLE / 2).await;
+    // Two of them fill half of the room.
+    assert_eq!(*probe.begun.borrow(), 2, "of a hundred that have been asked for");
+    let mut ids = BTreeSet::new();
+    for _ in 0..100 {
+        let answer = answers.next().await.unwrap();
+        assert!(answer["result"].is_string(), "{answer}");
+        ids.insert(answer["id"].as_u64().unwrap());
+    }
+    assert_eq!(ids.len(), 100);
+    drop(flood.await.unwrap());
+    assert_eq!(answers.next().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_room_is_given_up_for_an_error() {
+    let (probe, _server, mut client) = connect(Limits { answers: 20_000, ..limits() }, 1 << 16);
+    // Small ones always have room, and one that is alone.
+    for id in 0..10 {
+        client.writer.write_all(request(id, "late", 5000).as_bytes()).await.unwrap();
+    }
+    client.writer.write_all(request(10, "hold", 7).as_bytes()).await.unwrap();
+    probe.begun(11).await;
+    probe.release(5000);
+    probe.ended(10).await;
+    probe.release(7);
+    let (mut whole, mut refused) = (0, 0);
+    for _ in 0..11 {
+        let answer = client.answers.next().await.unwrap();
+        if answer["id"] == 10 {
+            assert_eq!(answer["result"], json!([7]));
+        } else if answer["result"].is_string() {
+            whole += 1;
+        } else {
+            refused += 1;
+            assert_eq!(answer["error"]["code"], -16, "{answer}");
+        }
+    }
+    assert_eq!(whole + refused, 10);
+    assert!(whole >= 3 && refused > 0, "{whole} and {refused}");
+    client.writer.write_all(request(11, "big", 50_000).as_bytes()).await.unwrap();
+    assert!(client.answers.next().await.unwrap()["result"].is_string());
+
+    let each = (0..10).map(|id| request(id, "big", 5000)).collect::<Vec<_>>().join(",");
+    client.writer.write_all(format!("[{each}]").as_bytes()).await.unwrap();
+    let answer = client.answers.next().await.unwrap();
+    let codes: Vec<_> =
+        answer.as_array().unwrap().iter().map(|it| it["error"]["code"].clone()).collect();
+    assert_eq!(codes[..2], [json!(null), json!(null)]);
+    assert_eq!(codes[2..], vec![json!(-16); 8]);
+    assert_eq!(*probe.begun.borrow(), 14, "what is refused is not called");
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_never_reads_loses_the_connection() {
     let (probe, server, mut client) = connect(limits(), 256);
     client.writer.write_all(request(1, "big", 5000).as_bytes()).await.unwrap();

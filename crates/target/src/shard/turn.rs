@@ -78,7 +78,10 @@ impl Shard {
         let timed = self.queues.len() > 0
             || !self.controllers.is_empty()
             || self.subsystems.backends.len() > 0;
-        timed.then_some(self.next_tick)
+        let device =
+            |key: &Key| self.subsystems.backends.get(*key)?.queue.as_ref()?.next_deadline();
+        let devices = self.subsystems.active.iter().filter_map(device);
+        timed.then_some(self.next_tick).into_iter().chain(devices).min()
     }
 
     /// Whether there is work that no message, completion or transport event will announce.

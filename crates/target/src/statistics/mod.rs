@@ -31,6 +31,7 @@
 pub mod histogram;
 mod snapshot;
 
+use std::mem::discriminant;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -105,7 +106,7 @@ impl From<Kind> for Class {
 }
 
 /// Every way in which an operation fails, with its name, in the order in which [`Snapshot::errors`] counts them.
-pub const ERRORS: [(ErrorKind, &str); 10] = [
+pub const ERRORS: [(ErrorKind, &str); 11] = [
     (ErrorKind::OutOfRange, "out_of_range"),
     (ErrorKind::ReadOnly, "read_only"),
     (ErrorKind::Unsupported, "unsupported"),
@@ -116,6 +117,8 @@ pub const ERRORS: [(ErrorKind, &str); 10] = [
     (ErrorKind::Removed, "removed"),
     (ErrorKind::Aborted, "aborted"),
     (ErrorKind::Internal, "internal"),
+    // Whatever the status is.
+    (ErrorKind::Status { sct: 0, sc: 0 }, "status"),
 ];
 
 /// One number with one writer.
@@ -194,7 +197,7 @@ impl Counters {
 
     /// One has failed.
     pub(crate) fn failed(&self, kind: ErrorKind) {
-        let at = ERRORS.iter().position(|(known, _)| *known == kind);
+        let at = ERRORS.iter().position(|(known, _)| discriminant(known) == discriminant(&kind));
         if let Some(counter) = at.and_then(|at| self.errors.get(at)) {
             counter.add(1);
         }

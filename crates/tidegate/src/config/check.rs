@@ -205,6 +205,10 @@ fn subsystem(
             );
             return Err(source.error(device.span(), format!("{key}.device"), problem));
         }
+        if let Some(layer) = devices::layer_on(devices, device.get_ref()) {
+            let problem = format!("device {layer} stands on it: export that");
+            return Err(source.error(device.span(), format!("{key}.device"), problem));
+        }
     }
     Ok(())
 }

@@ -3,15 +3,17 @@
 use std::ops::Range;
 
 use control::objects::{
-    Address, Device, DeviceKind, Direct, FileMethod, Namespace, Objects, Subsystem, Transport,
-    Trtype,
+    Address, Device, DeviceKind, Direct, FileMethod, Latencies, Namespace, Objects, Subsystem,
+    Transport, Trtype,
 };
 use control::state::State;
 use target::configuration::{
     Configuration, ConfigurationError, MAX_CONTROLLER_ID, MAX_NAMESPACES, Subject,
 };
+use toml::Spanned;
 
 use super::assemble;
+use crate::config::quantity::Time;
 use crate::config::{self, Config, ConfigError, Source};
 
 /// Bytes in a logical block of memory unless the file says otherwise.
@@ -58,7 +60,10 @@ fn device(name: &str, device: &config::Device) -> Device {
     // Checked: what has no path has a size.
     let size = device.size.as_ref().map(|size| size.get_ref().0);
     let block_size = device.block_size.as_ref().map(|size| *size.get_ref());
+    let base = device.base.as_ref().map(|base| base.get_ref().clone()).unwrap_or_default();
     let kind = match (device.kind, &device.path) {
+        (config::DeviceKind::Error, _) => DeviceKind::Error { base },
+        (config::DeviceKind::Delay, _) => DeviceKind::Delay { base, latencies: latencies(device) },
         (config::DeviceKind::File, Some(path)) => DeviceKind::File {
             path: path.get_ref().clone(),
             block_size,
@@ -82,6 +87,22 @@ fn device(name: &str, device: &config::Device) -> Device {
         },
     };
     Device { name: name.to_owned(), uuid: None, kind }
+}
+
+/// How slow a device is to be. The p99 latencies are the others unless they are given.
+fn latencies(device: &config::Device) -> Latencies {
+    let micros = |time: &Option<Spanned<Time>>| {
+        let time = time.as_ref().map(|time| time.get_ref().0.as_micros());
+        time.map(|time| u64::try_from(time).unwrap_or(u64::MAX))
+    };
+    let avg_read = micros(&device.read_latency).unwrap_or(0);
+    let avg_write = micros(&device.write_latency).unwrap_or(0);
+    Latencies {
+        avg_read,
+        p99_read: micros(&device.read_latency_p99).unwrap_or(avg_read),
+        avg_write,
+        p99_write: micros(&device.write_latency_p99).unwrap_or(avg_write),
+    }
 }
 
 fn subsystem(

@@ -7,6 +7,23 @@ use crate::support::daemon::{file_config, free_port, run, write_config};
 use crate::support::{folder, until};
 
 #[test]
+fn context_switches_are_logged_while_somebody_wants_them() {
+    let folder = folder();
+    write_config(folder.path(), &file_config(free_port(), ""));
+    let daemon = start(folder.path(), &["--config", "tidegate.toml"]);
+    let mut client = Client::connect(folder.path());
+    let mut monitor = |params: Value| client.call("framework_monitor_context_switch", &params);
+    assert_eq!(monitor(Value::Null), json!({ "enabled": false }));
+    assert_eq!(monitor(json!({ "enabled": true })), json!({ "enabled": true }));
+    assert_eq!(monitor(json!({})), json!({ "enabled": true }));
+    // A reactor that has a namespace and nothing to do sleeps, and wakes to look at its clock.
+    until("a line of a reactor", || {
+        daemon.errors().contains("context switches in the last second").then_some(())
+    });
+    assert_eq!(monitor(json!({ "enabled": false })), json!({ "enabled": false }));
+}
+
+#[test]
 fn levels_and_flags_are_changed_while_it_runs() {
     let folder = folder();
     let port = free_port();

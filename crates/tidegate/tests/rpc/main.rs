@@ -8,6 +8,7 @@ mod connections;
 mod documents;
 mod durability;
 mod errors;
+mod faults;
 mod full;
 mod log;
 mod methods;

@@ -46,6 +46,8 @@ fn what_is_wrong_is_named() {
         ("nvmf_subsystem_add_ns", nsid(json!("1")), "namespace.nsid"),
         ("nvmf_subsystem_add_listener", port(json!(true)), "listen_address.trsvcid"),
         ("nvmf_subsystem_add_listener", port(json!("-1")), "listen_address.trsvcid"),
+        ("nvmf_subsystem_add_listener", port(json!("+4998")), "listen_address.trsvcid"),
+        ("nvmf_subsystem_add_listener", port(json!("")), "listen_address.trsvcid"),
         (
             "nvmf_create_transport",
             json!({ "trtype": "TCP", "max_queue_depth": 0 }),

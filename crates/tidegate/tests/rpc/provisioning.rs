@@ -80,6 +80,12 @@ fn errors_say_what_clients_look_for_and_what_was_wrong() {
         ("bdev_get_bdevs", json!({ "name": "none" }), -19, &["No such device", "none"][..]),
         ("bdev_malloc_delete", json!({ "name": "none" }), -19, &["No such device", "none"]),
         ("bdev_null_delete", json!({ "name": "ram" }), -19, &["No such device", "ram"]),
+        (
+            "bdev_malloc_create",
+            json!({ "name": "vast", "num_blocks": 1_u64 << 50, "block_size": 4096 }),
+            -12,
+            &["Cannot allocate memory", "vast"],
+        ),
         ("bdev_aio_create", missing, -2, &["No such file or directory", "missing"]),
         (
             "bdev_null_create",

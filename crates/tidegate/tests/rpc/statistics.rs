@@ -105,6 +105,9 @@ fn a_histogram_begins_when_it_is_enabled() {
     perf(folder.path(), port, &reads);
     perf(folder.path(), port, &["--rw", "randwrite", "--number-ios", "100"]);
     assert_eq!(total(&client.call("bdev_get_histogram", &name)), 500);
+    let borders = json!({ "name": "ram", "borders": [0, 60_000_000] });
+    let counts = client.call("bdev_get_histogram_borders", &borders);
+    assert_eq!(counts, json!({ "borders_count": [0, 500, 500] }));
     let enable = json!({ "name": "ram", "enable": true, "granularity": 2, "max_nsec": 9_000_000 });
     assert_eq!(client.call("bdev_enable_histogram", &enable), true);
     let both = client.call("bdev_get_histogram", &name);
@@ -113,6 +116,7 @@ fn a_histogram_begins_when_it_is_enabled() {
     let disable = json!({ "name": "ram", "enable": false });
     assert_eq!(client.call("bdev_enable_histogram", &disable), true);
     client.refused("bdev_get_histogram", &name);
+    client.refused("bdev_get_histogram_borders", &borders);
 }
 
 /// The sum of a histogram's buckets, of which there are as many as it says.
@@ -141,6 +145,19 @@ fn what_cannot_be_told_is_refused() {
         ("bdev_get_histogram", json!({ "name": "none" }), -19, "No such device"),
         ("bdev_enable_histogram", json!({ "name": "none", "enable": true }), -19, "No such device"),
         ("bdev_enable_histogram", json!({ "name": "ram" }), -32602, "enable"),
+        (
+            "bdev_get_histogram_borders",
+            json!({ "name": "none", "borders": [1] }),
+            -19,
+            "No such device",
+        ),
+        ("bdev_get_histogram_borders", json!({ "name": "ram", "borders": [] }), -32602, "borders"),
+        (
+            "bdev_get_histogram_borders",
+            json!({ "name": "ram", "borders": [2, 1] }),
+            -32602,
+            "borders",
+        ),
         (
             "bdev_enable_histogram",
             json!({ "name": "ram", "enable": true, "opc": "fly" }),

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::objects::{Address, Namespace, Trtype};
+use crate::objects::{Address, Latencies, Namespace, Trtype};
 
 fn nqn(name: &str) -> Nqn {
     format!("nqn.2026-11.io.tidegate:{name}").parse().unwrap()
@@ -47,15 +47,60 @@ fn kinds() -> impl Strategy<Value = DeviceKind> {
     ]
 }
 
-fn devices() -> impl Strategy<Value = BTreeMap<String, Device>> {
+/// What stands on one of the devices that nothing stands on yet.
+#[derive(Debug, Clone)]
+struct Layer {
+    on: prop::sample::Index,
+    /// None: it fails, under SPDK's name for that or another.
+    latencies: Option<Latencies>,
+    name: Option<String>,
+    uuid: Option<Uuid>,
+}
+
+fn layers() -> impl Strategy<Value = Vec<Layer>> {
+    let micros = || 0..4_u64;
+    let latencies = (micros(), micros(), micros(), micros()).prop_map(
+        |(avg_read, p99_read, avg_write, p99_write)| Latencies {
+            avg_read,
+            p99_read,
+            avg_write,
+            p99_write,
+        },
+    );
+    let layer = (any::<prop::sample::Index>(), option::of(latencies), option::of("[A-Z]{1,3}"));
+    let layer = (layer, option::weighted(0.7, uuids()));
+    let made = layer.prop_map(|((on, latencies, name), uuid)| Layer { on, latencies, name, uuid });
+    vec(made, 0..6)
+}
+
+/// Devices, and the names of those that namespaces may be over.
+fn devices() -> impl Strategy<Value = (BTreeMap<String, Device>, Vec<String>)> {
     let device = (option::weighted(0.7, uuids()), kinds());
-    btree_map("[A-Za-z0-9 /:\"]{1,6}", device, 0..6).prop_map(|devices| {
+    let grounds = btree_map("[A-Za-z0-9 /:\"]{1,6}", device, 0..6);
+    (grounds, layers()).prop_map(|(grounds, layers)| {
         let mut seen = BTreeSet::new();
-        let named = devices.into_iter().map(|(name, (uuid, kind))| {
+        let mut devices = BTreeMap::new();
+        for (name, (uuid, kind)) in grounds {
             let uuid = uuid.filter(|uuid| seen.insert(*uuid));
-            (name.clone(), Device { name, uuid, kind })
-        });
-        named.collect()
+            devices.insert(name.clone(), Device { name, uuid, kind });
+        }
+        let mut free: Vec<String> = devices.keys().cloned().collect();
+        for Layer { on, latencies, name, uuid } in layers {
+            let Some(at) = (!free.is_empty()).then(|| on.index(free.len())) else { continue };
+            let base = free[at].clone();
+            let name = name.unwrap_or_else(|| faults::error_name(&base));
+            if devices.contains_key(&name) {
+                continue;
+            }
+            free[at].clone_from(&name);
+            let kind = match latencies {
+                Some(latencies) => DeviceKind::Delay { base, latencies },
+                None => DeviceKind::Error { base },
+            };
+            let uuid = uuid.filter(|uuid| seen.insert(*uuid));
+            devices.insert(name.clone(), Device { name, uuid, kind });
+        }
+        (devices, free)
     })
 }
 
@@ -129,8 +174,7 @@ fn subsystems(devices: Vec<String>) -> impl Strategy<Value = BTreeMap<Nqn, Subsy
 }
 
 fn all_objects() -> impl Strategy<Value = Objects> {
-    devices().prop_flat_map(|devices| {
-        let names = devices.keys().cloned().collect();
+    devices().prop_flat_map(|(devices, names)| {
         (Just(devices), transports(), subsystems(names)).prop_map(
             |(devices, transport, subsystems)| Objects {
                 devices,

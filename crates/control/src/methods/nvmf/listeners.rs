@@ -40,6 +40,8 @@ impl Port {
     fn number(&self) -> Result<u16, RpcError> {
         let (number, text) = match self {
             Self::Number(number) => (Some(*number), number.to_string()),
+            // Rust would take a sign, too.
+            Self::Text(text) if !text.bytes().all(|it| it.is_ascii_digit()) => (None, text.clone()),
             Self::Text(text) => (text.parse().ok(), text.clone()),
         };
         let number = number.filter(|number| *number != 0);

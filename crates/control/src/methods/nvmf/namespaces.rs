@@ -70,6 +70,10 @@ pub(in crate::methods) fn add_namespace(params: Value) -> Result<Edit, RpcError>
                 "namespace.bdev_name: {device} is namespace {nsid} of {user} already"
             )));
         }
+        if let Some(layer) = state.layer_on(&device) {
+            let layer = &layer.object.name;
+            return Err(invalid(format_args!("namespace.bdev_name: {layer} stands on {device}")));
+        }
         let subsystem = find(state, &nqn)?;
         let free = |nsid: &u32| !subsystem.namespaces.contains_key(nsid);
         let nsid = match new.nsid.filter(|nsid| *nsid != 0) {

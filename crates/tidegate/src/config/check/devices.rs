@@ -1,5 +1,7 @@
 //! Checks of `[devices.NAME]`: what each is to be, and that no file is served twice.
 
+mod layers;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -10,10 +12,13 @@ use toml::Spanned;
 use super::{Check, machine_memory};
 use crate::config::{Device, DeviceKind, Source};
 
+pub(super) use layers::layer_on;
+
 /// The first thing that is wrong with the devices.
 pub(super) fn check(devices: &BTreeMap<String, Spanned<Device>>, source: &Source) -> Check {
     // Whether each file is only read.
     let mut files: BTreeMap<FileIdentity, (&str, bool)> = BTreeMap::new();
+    layers::check(devices, source)?;
     for (name, entry) in devices {
         device(entry, &format!("devices.{name}"), source)?;
         let Device { path, read_only, .. } = entry.get_ref();
@@ -133,7 +138,9 @@ fn device(entry: &Spanned<Device>, key: &str, source: &Source) -> Check {
         (DeviceKind::Null | DeviceKind::Ram, None, None) => {
             Err(source.error(entry.span(), format!("{key}.size"), "is missing"))
         }
-        (DeviceKind::Null | DeviceKind::Ram, None, Some(_)) => Ok(()),
+        // Layers have been checked as such.
+        (DeviceKind::Null | DeviceKind::Ram, None, Some(_))
+        | (DeviceKind::Delay | DeviceKind::Error, ..) => Ok(()),
     }
 }
 
