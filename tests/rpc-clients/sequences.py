@@ -27,8 +27,7 @@ NOT_YET = {
     ],
     "ceph-nvmeof": [
         "bdev_rbd_register_cluster", "bdev_rbd_create", "bdev_rbd_resize", "bdev_rbd_delete", "keyring_file_add_key",
-        "keyring_file_remove_key", "keyring_get_keys", "nvmf_ns_add_host", "nvmf_ns_remove_host",
-        "nvmf_subsystem_set_ns_ana_group",
+        "keyring_file_remove_key", "keyring_get_keys",
     ],
     "opi": [
         "vhost_create_blk_controller", "vhost_delete_controller", "vhost_get_controllers", "accel_crypto_key_create",
@@ -144,7 +143,7 @@ def spdk_csi_authentication(binary):
 
 
 def longhorn(binary):
-    """Exposes a device and stops exposing it, as its helper does, ANA states included where they are there."""
+    """Exposes a device and stops exposing it, as its helper does, ANA states included."""
     with Daemon(binary) as daemon:
         helper = Persistent(daemon)
         path = daemon.file("disk.img", 16 << 20)
@@ -170,9 +169,11 @@ def longhorn(binary):
             assert helper.call("nvmf_subsystem_add_ns", {"nqn": nqn, "namespace": namespace}) == 1
             listener = {"nqn": nqn, "listen_address": address}
             assert helper.call("nvmf_subsystem_add_listener", listener) is True
-            if "nvmf_subsystem_listener_set_ana_state" in methods(daemon):
-                state = {**listener, "ana_state": "optimized", "anagrpid": 1}
-                assert helper.call("nvmf_subsystem_listener_set_ana_state", state) is True
+            for state in ("inaccessible", "non_optimized", "optimized"):
+                wanted = {**listener, "ana_state": state, "anagrpid": 1}
+                assert helper.call("nvmf_subsystem_listener_set_ana_state", wanted) is True
+                [only] = helper.call("nvmf_subsystem_get_listeners", {"nqn": nqn})
+                assert one(only["ana_states"], ana_group=1)["ana_state"] == state
             assert connects(port)
             # To stop it, it reads everything, and removes what it finds in the form in which it finds it.
             found = one(helper.call("nvmf_get_subsystems", {}), nqn=nqn)
@@ -244,10 +245,28 @@ def ceph_nvmeof(binary):
             "listen_address": {"trtype": "TCP", "traddr": "127.0.0.1", "trsvcid": str(port), "adrfam": "ipv4"},
         }
         assert gateway.call("nvmf_subsystem_add_listener", {**listener, "secure_channel": False}) is True
-        if "nvmf_subsystem_listener_set_ana_state" in known:
-            for state in ("inaccessible", "optimized"):
-                # Without a group: of all groups.
-                assert gateway.call("nvmf_subsystem_listener_set_ana_state", {**listener, "ana_state": state}) is True
+        for state in ("inaccessible", "optimized"):
+            # Without a group: of all groups.
+            assert gateway.call("nvmf_subsystem_listener_set_ana_state", {**listener, "ana_state": state}) is True
+            [only] = watcher.call("nvmf_subsystem_get_listeners", {"nqn": nqn})
+            assert {each["ana_state"] for each in only["ana_states"]} == {state} and len(only["ana_states"]) == 256
+        # A gateway of the group has failed: this one takes its ANA group over; and load is balanced by moving a namespace.
+        takeover = {**listener, "ana_state": "optimized", "anagrpid": 2}
+        assert gateway.call("nvmf_subsystem_listener_set_ana_state", takeover) is True
+        for extra in ({}, {"transit_anagrpid": 3}):
+            move = {"nqn": nqn, "nsid": 3, "anagrpid": 2, **extra}
+            assert gateway.call("nvmf_subsystem_set_ns_ana_group", move) is True
+        [found] = watcher.call("nvmf_get_subsystems", {"nqn": nqn})
+        assert [namespace["anagrpid"] for namespace in found["namespaces"]] == [1, 1, 2]
+        # A namespace of a volume that only some hosts are to see.
+        gateway.call("bdev_malloc_create", {"name": "rbd4", "num_blocks": 256, "block_size": 4096})
+        masked = {"bdev_name": "rbd4", "nsid": 4, "anagrpid": 1, "no_auto_visible": True}
+        assert gateway.call("nvmf_subsystem_add_ns", {"nqn": nqn, "namespace": masked}) == 4
+        visible = {"nqn": nqn, "nsid": 4, "host": host}
+        assert gateway.call("nvmf_ns_add_host", visible) is True
+        assert gateway.call("nvmf_ns_remove_host", visible) is True
+        assert refusal(gateway.call, "nvmf_ns_add_host", {**visible, "nsid": 1}).code < 0
+        assert gateway.call("nvmf_subsystem_remove_ns", {"nqn": nqn, "nsid": 4}) is True
         if "bdev_get_iostat" in known:
             assert "tick_rate" in gateway.call("bdev_get_iostat", {"name": "rbd1"})
         assert "version" in pinger.call("spdk_get_version")

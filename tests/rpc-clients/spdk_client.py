@@ -760,6 +760,88 @@ def _(it):
     assert it.subsystem()["namespaces"] == []
 
 
+@drives("nvmf_subsystem_set_ns_ana_group")
+def _(it):
+    it.types(f"nvmf_create_subsystem {NQN} -r -m 4")
+    it.types("bdev_malloc_create -b ram 1 512")
+    it.types(f"nvmf_subsystem_add_ns {NQN} ram -n 2")
+    same(it.subsystem()["namespaces"][0], nsid=2, anagrpid=2)
+    assert it.types(f"nvmf_subsystem_set_ns_ana_group {NQN} 2 4") is True
+    same(it.subsystem()["namespaces"][0], nsid=2, anagrpid=4)
+    for group in (0, 5):
+        it.is_refused(f"nvmf_subsystem_set_ns_ana_group {NQN} 2 {group}", -32602, "Invalid parameters")
+    it.is_refused(f"nvmf_subsystem_set_ns_ana_group {NQN} 1 1", -32602, "Invalid parameters", "nsid")
+    it.is_refused(f"nvmf_subsystem_set_ns_ana_group {NQN}-none 1 1", -32602, "Invalid parameters")
+
+
+def masked(it):
+    it.with_subsystem()
+    it.types("bdev_malloc_create -b ram 1 512")
+    it.types(f"nvmf_subsystem_add_ns {NQN} ram -i")
+    it.types("bdev_malloc_create -b seen 1 512")
+    it.types(f"nvmf_subsystem_add_ns {NQN} seen")
+
+
+@drives("nvmf_ns_add_host")
+def _(it):
+    masked(it)
+    for _ in range(2):
+        assert it.types(f"nvmf_ns_add_host {NQN} 1 {HOST}") is True
+    hidden, seen = it.subsystem()["namespaces"]
+    same(hidden, no_auto_visible=True, hosts=[{"nqn": HOST}])
+    assert "hosts" not in seen, seen
+    it.is_refused(f"nvmf_ns_add_host {NQN} 2 {HOST}", -32602, "Invalid parameters", "no_auto_visible")
+    it.is_refused(f"nvmf_ns_add_host {NQN} 3 {HOST}", -32602, "Invalid parameters", "nsid")
+    it.is_refused(f"nvmf_ns_add_host {NQN} 1 nonsense", -32602, "Invalid parameters", "host")
+
+
+@drives("nvmf_ns_remove_host")
+def _(it):
+    masked(it)
+    it.types(f"nvmf_ns_add_host {NQN} 1 {HOST}")
+    for _ in range(2):
+        assert it.types(f"nvmf_ns_remove_host {NQN} 1 {HOST}") is True
+    same(it.subsystem()["namespaces"][0], no_auto_visible=True, hosts=[])
+    it.is_refused(f"nvmf_ns_remove_host {NQN} 2 {HOST}", -32602, "Invalid parameters", "no_auto_visible")
+
+
+# Referrals
+
+
+def referrals(it):
+    return [(each["address"], each["secure_channel"], each["subnqn"]) for each in it.types("nvmf_discovery_get_referrals")]
+
+
+REFERRAL = "-t tcp -a 192.0.2.7 -s 8009 -f ipv4"
+
+
+@drives("nvmf_discovery_add_referral")
+def _(it):
+    assert it.types(f"nvmf_discovery_add_referral {REFERRAL}") is True
+    assert it.types(f"nvmf_discovery_add_referral {REFERRAL} -n discovery") is True
+    assert it.types(f"nvmf_discovery_add_referral {REFERRAL} -k -n {NQN}") is True
+    address = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "192.0.2.7", "trsvcid": "8009"}
+    discovery = "nqn.2014-08.org.nvmexpress.discovery"
+    assert referrals(it) == [(address, False, discovery), (address, True, NQN)]
+    it.is_refused("nvmf_discovery_add_referral -t tcp -a 192.0.2.7", -32603, "Service ID is required")
+    it.is_refused(f"nvmf_discovery_add_referral {REFERRAL} -n nonsense", -32602, "subnqn")
+
+
+@drives("nvmf_discovery_remove_referral")
+def _(it):
+    it.types(f"nvmf_discovery_add_referral {REFERRAL}")
+    it.is_refused(f"nvmf_discovery_remove_referral {REFERRAL} -n {NQN}", -32603, "Unable to remove a referral")
+    assert it.types(f"nvmf_discovery_remove_referral {REFERRAL}") is True
+    assert it.types("nvmf_discovery_get_referrals") == []
+
+
+@drives("nvmf_discovery_get_referrals")
+def _(it):
+    assert it.types("nvmf_discovery_get_referrals") == []
+    it.types(f"nvmf_discovery_add_referral {REFERRAL}")
+    assert len(it.types("nvmf_discovery_get_referrals -t nvmf_tgt")) == 1
+
+
 # Hosts
 
 
@@ -800,8 +882,10 @@ def _(it):
 
 @drives("nvmf_subsystem_add_listener")
 def _(it):
-    it.with_subsystem()
+    it.types(f"nvmf_create_subsystem {NQN}")
     port = free_port()
+    it.is_refused(f"nvmf_subsystem_add_listener {NQN} -t tcp -a 127.0.0.1 -s {port}", -32602, "Unable to find TCP transport")
+    it.types("nvmf_create_transport -t TCP")
     assert it.types(f"nvmf_subsystem_add_listener {NQN} -t tcp -a 127.0.0.1 -s {port} -f ipv4") is True
     address = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": str(port)}
     assert it.subsystem()["listen_addresses"] == [address]
@@ -813,8 +897,40 @@ def _(it):
     it.is_refused(f"nvmf_subsystem_add_listener {NQN} -t TCP -a 127.0.0.1 -s http", -32602, "trsvcid")
     it.is_refused(f"nvmf_subsystem_add_listener {NQN}-none -t TCP -a 127.0.0.1 -s {port}", -32602, "Invalid parameters")
     # Another subsystem may share it.
-    it.types(f"nvmf_create_subsystem {NQN}-other")
-    assert it.types(f"nvmf_subsystem_add_listener {NQN}-other -t TCP -a 127.0.0.1 -s {port}") is True
+    it.types(f"nvmf_create_subsystem {NQN}-other -r -m 2")
+    listener = f"{NQN}-other -t TCP -a 127.0.0.1 -s {port}"
+    assert it.types(f"nvmf_subsystem_add_listener {listener} -n inaccessible") is True
+    assert ana_states(it, f"{NQN}-other") == ["inaccessible"] * 2
+
+
+@drives("nvmf_subsystem_listener_set_ana_state")
+def _(it):
+    it.types("nvmf_create_transport -t TCP")
+    it.types(f"nvmf_create_subsystem {NQN} -r -m 4")
+    address = f"-t tcp -a 127.0.0.1 -s {free_port()} -f ipv4"
+    it.types(f"nvmf_subsystem_add_listener {NQN} {address}")
+    assert ana_states(it) == ["optimized"] * 4
+    assert it.types(f"nvmf_subsystem_listener_set_ana_state {NQN} {address} -n inaccessible -g 2") is True
+    assert ana_states(it) == ["optimized", "inaccessible", "optimized", "optimized"]
+    assert it.types(f"nvmf_subsystem_listener_set_ana_state {NQN} {address} -n non_optimized") is True
+    assert ana_states(it) == ["non_optimized"] * 4
+    refused = "error setting ANA state: -22"
+    it.is_refused(f"nvmf_subsystem_listener_set_ana_state {NQN} {address} -n optimized -g 5", -32603, refused)
+    other = f"-t tcp -a 127.0.0.1 -s {free_port()}"
+    it.is_refused(f"nvmf_subsystem_listener_set_ana_state {NQN} {other} -n optimized", -32603, refused)
+    it.is_refused(f"nvmf_subsystem_listener_set_ana_state {NQN}-none {address} -n optimized", -32602, "Unable to find")
+    it.types(f"nvmf_create_subsystem {NQN}-silent")
+    it.types(f"nvmf_subsystem_add_listener {NQN}-silent {address}")
+    it.is_refused(f"nvmf_subsystem_listener_set_ana_state {NQN}-silent {address} -n optimized", -32603, refused)
+    [listener] = it.types(f"nvmf_subsystem_get_listeners {NQN}-silent")
+    assert "ana_states" not in listener, listener
+
+
+def ana_states(it, nqn=NQN):
+    [listener] = it.types(f"nvmf_subsystem_get_listeners {nqn}")
+    states = listener["ana_states"]
+    assert [each["ana_group"] for each in states] == list(range(1, len(states) + 1)), states
+    return [each["ana_state"] for each in states]
 
 
 @drives("nvmf_subsystem_remove_listener")

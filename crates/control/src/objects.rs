@@ -20,6 +20,8 @@ pub struct Objects {
     pub transports: BTreeMap<Trtype, Transport>,
     /// Subsystems by name.
     pub subsystems: BTreeMap<Nqn, Subsystem>,
+    /// Referrals by where they lead.
+    pub referrals: BTreeMap<(Address, Nqn), Referral>,
 }
 
 /// A block device.
@@ -181,15 +183,15 @@ pub struct Subsystem {
     pub min_cntlid: u16,
     /// Highest controller identifier.
     pub max_cntlid: u16,
-    /// Kept for clients that ask for it; there are no groups yet.
+    /// Whether hosts are told the states of its ANA groups; if not, every path is optimized.
     #[serde(default)]
     pub ana_reporting: bool,
     /// Its namespaces by NSID.
     #[serde(default)]
     pub namespaces: BTreeMap<u32, Namespace>,
-    /// Where it can be reached.
-    #[serde(default)]
-    pub listeners: BTreeSet<Address>,
+    /// Where it can be reached, and how good each of these paths is.
+    #[serde(default, with = "listeners")]
+    pub listeners: BTreeMap<Address, AnaStates>,
 }
 
 /// A namespace of a subsystem.
@@ -201,6 +203,110 @@ pub struct Namespace {
     pub uuid: Option<Uuid>,
     /// Its NGUID; None: derived.
     pub nguid: Option<Uuid>,
+    /// Its ANA group; None: that of its NSID.
+    #[serde(default)]
+    pub anagrpid: Option<u32>,
+    /// Only the hosts that are named see it.
+    #[serde(default)]
+    pub no_auto_visible: bool,
+    /// Those.
+    #[serde(default)]
+    pub hosts: BTreeSet<String>,
+}
+
+impl Namespace {
+    /// A namespace over this device that every host sees, its identity and group left open.
+    pub fn over(device: String) -> Self {
+        Self {
+            device,
+            uuid: None,
+            nguid: None,
+            anagrpid: None,
+            no_auto_visible: false,
+            hosts: BTreeSet::new(),
+        }
+    }
+}
+
+/// The state of an ANA group, as SPDK's clients call it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnaState {
+    /// The best path.
+    #[default]
+    Optimized,
+    /// A path that serves, if there is no better one.
+    NonOptimized,
+    /// A path that does not serve now.
+    Inaccessible,
+    /// A path that will not serve again.
+    PersistentLoss,
+    /// A path that is about to be in another state.
+    Change,
+}
+
+impl AnaState {
+    /// Every one, with its name.
+    pub const ALL: [(Self, &str); 5] = [
+        (Self::Optimized, "optimized"),
+        (Self::NonOptimized, "non_optimized"),
+        (Self::Inaccessible, "inaccessible"),
+        (Self::PersistentLoss, "persistent_loss"),
+        (Self::Change, "change"),
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        let all = Self::ALL.iter();
+        all.filter(|(state, _)| *state == self).map(|(_, name)| *name).next().unwrap_or_default()
+    }
+
+    /// The state of this name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        let mut all = Self::ALL.iter();
+        all.find(|(_, known)| known.eq_ignore_ascii_case(name)).map(|(state, _)| *state)
+    }
+}
+
+/// The states of the ANA groups on one listener.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AnaStates {
+    /// Of every group,
+    pub every: AnaState,
+    /// apart from these.
+    pub groups: BTreeMap<u32, AnaState>,
+}
+
+impl AnaStates {
+    /// The state of one group.
+    pub fn of(&self, group: u32) -> AnaState {
+        self.groups.get(&group).copied().unwrap_or(self.every)
+    }
+
+    /// Sets the state of one group, or of every group.
+    pub fn set(&mut self, group: Option<u32>, state: AnaState) {
+        match group {
+            None => *self = Self { every: state, groups: BTreeMap::new() },
+            Some(group) if state == self.every => {
+                self.groups.remove(&group);
+            }
+            Some(group) => {
+                self.groups.insert(group, state);
+            }
+        }
+    }
+}
+
+/// Another place where hosts may look for subsystems.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Referral {
+    /// Where.
+    pub address: Address,
+    /// What is there: the discovery subsystem, as a rule.
+    #[serde(with = "text")]
+    pub subnqn: Nqn,
+    /// Whether a connection there has to be a secure one.
+    pub secure_channel: bool,
 }
 
 /// Where a listener listens.
@@ -220,6 +326,43 @@ impl From<Address> for TransportAddress {
             Trtype::Tcp => TransportType::Tcp,
         };
         Self { trtype, traddr: address.traddr, trsvcid: address.trsvcid }
+    }
+}
+
+/// Listeners stored as a list, each with its address.
+mod listeners {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{Address, AnaState, AnaStates};
+
+    #[derive(Serialize, Deserialize)]
+    struct Listener {
+        #[serde(flatten)]
+        address: Address,
+        #[serde(default)]
+        ana_state: AnaState,
+        #[serde(default)]
+        ana_groups: BTreeMap<u32, AnaState>,
+    }
+
+    pub(super) fn serialize<S: Serializer>(
+        listeners: &BTreeMap<Address, AnaStates>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        to.collect_seq(listeners.iter().map(|(address, states)| {
+            let AnaStates { every, groups } = states.clone();
+            Listener { address: *address, ana_state: every, ana_groups: groups }
+        }))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<BTreeMap<Address, AnaStates>, D::Error> {
+        let all: Vec<Listener> = Vec::deserialize(from)?;
+        let states = |it: Listener| AnaStates { every: it.ana_state, groups: it.ana_groups };
+        Ok(all.into_iter().map(|it| (it.address, states(it))).collect())
     }
 }
 

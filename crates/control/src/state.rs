@@ -12,11 +12,14 @@ use nvme::Nqn;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use target::configuration::{
-    Configuration, ConfigurationBuilder, ConfigurationError, Hosts, Limits, Listener, ListenerId,
-    NamespaceOptions, NamespaceState, Reach, SubsystemOptions,
+    self, Ana, Configuration, ConfigurationBuilder, ConfigurationError, Hosts, Limits, Listener,
+    ListenerId, NamespaceOptions, NamespaceState, Reach, SubsystemOptions,
 };
 
-use crate::objects::{Address, Device, Namespace, Objects, Subsystem, Transport, Trtype};
+use crate::objects::{
+    Address, AnaState, AnaStates, Device, Namespace, Objects, Referral, Subsystem, Transport,
+    Trtype,
+};
 use crate::statistics::DeviceStatistics;
 use crate::store::Change;
 
@@ -60,6 +63,8 @@ pub struct State {
     pub transports: BTreeMap<Trtype, Arc<Transport>>,
     /// Subsystems by name.
     pub subsystems: BTreeMap<Nqn, Arc<Subsystem>>,
+    /// Referrals by where they lead.
+    pub referrals: BTreeMap<(Address, Nqn), Arc<Referral>>,
     /// The numbers by which the target knows the addresses of all subsystems.
     pub listeners: BTreeMap<Address, ListenerId>,
     /// Bounds of every subsystem: process settings, not kept.
@@ -77,6 +82,10 @@ fn transport_key(trtype: Trtype) -> String {
 
 fn subsystem_key(nqn: &Nqn) -> String {
     format!("subsystem/{nqn}")
+}
+
+fn referral_key(Address { trtype, traddr, trsvcid }: Address, nqn: &Nqn) -> String {
+    format!("referral/{}/{traddr}/{trsvcid}/{nqn}", trtype.as_str())
 }
 
 /// An object of the store that makes no sense.
@@ -112,6 +121,11 @@ pub fn read(stored: &[(String, Vec<u8>)]) -> Result<Objects, Damaged> {
                 let subsystem: Subsystem = read(key, json)?;
                 objects.subsystems.insert(subsystem.nqn.clone(), subsystem);
             }
+            Some("referral") => {
+                let referral: Referral = read(key, json)?;
+                let place = (referral.address, referral.subnqn.clone());
+                objects.referrals.insert(place, referral);
+            }
             // Written by a version that knows more; kept as it is.
             _ => {}
         }
@@ -125,12 +139,14 @@ impl From<Objects> for State {
         let devices = objects.devices.into_iter();
         let transports = objects.transports.into_iter();
         let subsystems = objects.subsystems.into_iter();
+        let referrals = objects.referrals.into_iter();
         let mut state = Self {
             devices: devices
                 .map(|(name, device)| (name, Arc::new(Opened::not_yet(device))))
                 .collect(),
             transports: transports.map(|(trtype, it)| (trtype, Arc::new(it))).collect(),
             subsystems: subsystems.map(|(nqn, it)| (nqn, Arc::new(it))).collect(),
+            referrals: referrals.map(|(place, it)| (place, Arc::new(it))).collect(),
             ..Self::default()
         };
         state.number_listeners();
@@ -173,10 +189,12 @@ impl State {
         let devices = self.devices.iter();
         let transports = self.transports.iter();
         let subsystems = self.subsystems.iter();
+        let referrals = self.referrals.iter();
         Objects {
             devices: devices.map(|(name, it)| (name.clone(), it.object.clone())).collect(),
             transports: transports.map(|(trtype, it)| (*trtype, Transport::clone(it))).collect(),
             subsystems: subsystems.map(|(nqn, it)| (nqn.clone(), Subsystem::clone(it))).collect(),
+            referrals: referrals.map(|(place, it)| (place.clone(), Referral::clone(it))).collect(),
         }
     }
 
@@ -199,8 +217,9 @@ impl State {
 
     /// Numbers the addresses that subsystems name, keeping the numbers of those that were there.
     pub fn number_listeners(&mut self) {
+        let subsystems = self.subsystems.values();
         let wanted: BTreeSet<Address> =
-            self.subsystems.values().flat_map(|subsystem| &subsystem.listeners).copied().collect();
+            subsystems.flat_map(|subsystem| subsystem.listeners.keys()).copied().collect();
         self.listeners.retain(|address, _| wanted.contains(address));
         let used: BTreeSet<u16> = self.listeners.values().map(|id| id.0).collect();
         let mut free = (1..=u16::MAX).filter(|number| !used.contains(number));
@@ -223,6 +242,8 @@ impl State {
         compare(&self.devices, &next.devices, |name| device_key(name), |it| &it.object, to)?;
         compare(&self.transports, &next.transports, |it| transport_key(*it), |it| it, to)?;
         compare(&self.subsystems, &next.subsystems, subsystem_key, |it| it, to)?;
+        let place = |(address, nqn): &(Address, Nqn)| referral_key(*address, nqn);
+        compare(&self.referrals, &next.referrals, place, |it| it, to)?;
         Ok(changes)
     }
 
@@ -257,6 +278,16 @@ impl State {
         for (address, id) in &before.listeners {
             if !self.listeners.contains_key(address) {
                 steps.builder.remove_listener(*id)?;
+            }
+        }
+        for (place, referral) in &before.referrals {
+            if !self.referrals.contains_key(place) {
+                steps.builder.remove_referral(&referral.as_ref().into());
+            }
+        }
+        for (place, referral) in &self.referrals {
+            if before.referrals.get(place) != Some(referral) {
+                steps.builder.put_referral(referral.as_ref().into());
             }
         }
         let Steps { mut done, builder, .. } = steps;
@@ -327,18 +358,18 @@ impl State {
 
     fn options(&self, subsystem: &Subsystem) -> SubsystemOptions {
         let defaults = SubsystemOptions::default();
-        let reach = subsystem.listeners.iter();
-        let reach = reach.filter_map(|address| self.listeners.get(address).copied());
+        let listeners = || {
+            let all = subsystem.listeners.iter();
+            all.filter_map(|(address, states)| Some((*self.listeners.get(address)?, states)))
+        };
+        let ana = || listeners().map(|(id, states)| (id, states.into())).collect::<Ana>();
         SubsystemOptions {
             serial: subsystem.serial.clone(),
             model: subsystem.model.clone().unwrap_or(defaults.model),
             controller_ids: subsystem.min_cntlid..=subsystem.max_cntlid,
-            hosts: if subsystem.allow_any_host {
-                Hosts::Any
-            } else {
-                subsystem.hosts.iter().filter_map(|host| host.parse().ok()).collect()
-            },
-            reach: reach.collect::<Reach>(),
+            hosts: if subsystem.allow_any_host { Hosts::Any } else { hosts(&subsystem.hosts) },
+            reach: listeners().map(|(id, _)| id).collect::<Reach>(),
+            ana: subsystem.ana_reporting.then(ana),
             limits: Limits {
                 max_namespaces: subsystem.max_namespaces,
                 ..self.transport_limits(Trtype::Tcp)
@@ -357,11 +388,48 @@ impl State {
             },
             uuid: namespace.uuid.or_else(|| opened.and_then(|opened| opened.object.uuid)),
             nguid: namespace.nguid.map(uuid::Uuid::into_bytes),
+            ana_group: namespace.anagrpid.unwrap_or(nsid),
+            visible_to: if namespace.no_auto_visible {
+                hosts(&namespace.hosts)
+            } else {
+                Hosts::Any
+            },
             statistics: opened
                 .map(|opened| Arc::clone(opened.statistics.counted()))
                 .unwrap_or_default(),
             ..NamespaceOptions::waiting(nsid, namespace.device.clone())
         }
+    }
+}
+
+/// Hosts by their names.
+fn hosts(names: &BTreeSet<String>) -> Hosts {
+    names.iter().filter_map(|host| host.parse().ok()).collect()
+}
+
+impl From<AnaState> for nvme::log::AnaState {
+    fn from(state: AnaState) -> Self {
+        match state {
+            AnaState::Optimized => Self::Optimized,
+            AnaState::NonOptimized => Self::NonOptimized,
+            AnaState::Inaccessible => Self::Inaccessible,
+            AnaState::PersistentLoss => Self::PersistentLoss,
+            AnaState::Change => Self::Change,
+        }
+    }
+}
+
+impl From<&AnaStates> for configuration::AnaStates {
+    fn from(AnaStates { every, groups }: &AnaStates) -> Self {
+        let groups = groups.iter().map(|(group, state)| (*group, (*state).into()));
+        Self { every: (*every).into(), groups: groups.collect() }
+    }
+}
+
+impl From<&Referral> for configuration::Referral {
+    fn from(Referral { address, subnqn, secure_channel }: &Referral) -> Self {
+        let (address, subsystem) = ((*address).into(), subnqn.clone());
+        Self { address, subsystem, secure_channel: *secure_channel }
     }
 }
 
@@ -436,14 +504,14 @@ mod tests {
                 max_cntlid: 100,
                 ana_reporting: false,
                 namespaces: BTreeMap::new(),
-                listeners: BTreeSet::new(),
+                listeners: BTreeMap::new(),
             };
             for nsid in 1..=namespaces {
                 let name = format!("{number}-{nsid}");
                 let kind = DeviceKind::Null { size: 4096, block_size: 512 };
                 let device = Device { name: name.clone(), uuid: None, kind };
                 objects.devices.insert(name.clone(), device);
-                let namespace = Namespace { device: name, uuid: None, nguid: None };
+                let namespace = Namespace::over(name);
                 subsystem.namespaces.insert(nsid, namespace);
             }
             objects.subsystems.insert(nqn, subsystem);
@@ -482,6 +550,18 @@ mod tests {
             let gone = check(&nothing.steps(&state, &full).unwrap(), &full);
             assert!(gone.subsystems().is_empty());
         }
+    }
+
+    #[test]
+    fn what_earlier_versions_stored_is_understood() {
+        let json = r#"{ "nqn": "nqn.2026-11.io.tidegate:old", "serial": null, "model": null, "allow_any_host": true,
+            "max_namespaces": 32, "min_cntlid": 1, "max_cntlid": 9,
+            "namespaces": { "1": { "device": "disk", "uuid": null, "nguid": null } },
+            "listeners": [{ "trtype": "TCP", "traddr": "192.0.2.1", "trsvcid": 4420 }] }"#;
+        let stored = [("subsystem/old".to_owned(), json.as_bytes().to_vec())];
+        let (_, old) = read(&stored).unwrap().subsystems.pop_first().unwrap();
+        assert_eq!(old.listeners.into_values().collect::<Vec<_>>(), [AnaStates::default()]);
+        assert_eq!(old.namespaces[&1], Namespace::over("disk".to_owned()));
     }
 
     #[test]

@@ -10,23 +10,30 @@
 //!   address to connect to. One of the other address family cannot be named so, and is left out.
 //! * A listener on a loopback address is shown only to those who came by a loopback address.
 //! * The discovery subsystem itself comes first, once for each listener, as the current one.
+//! * Referrals come last, for every host alike, as they were configured: what is there is for others to know.
 
 use std::net::IpAddr;
 
 use nvme::address::{TransportAddress, TransportType};
 use nvme::log::{
     DISCOVERY_RECFMT, DiscoveryEntry, DiscoveryFlags, DiscoveryHeader, RdmaAddressSubtype,
-    SecureChannel, SubsystemType, TransportRequirements,
+    SecureChannel, SubsystemType, TcpAddressSubtype, TransportRequirements,
 };
 use nvme::nqn::DISCOVERY_NQN;
 use nvme::{Nqn, U16, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::configuration::{Configuration, Limits, Listener, ListenerId};
+use crate::configuration::{Configuration, Limits, Listener, Referral};
 use crate::log_page::Window;
 
 /// Controller ID of an entry: the dynamic controller model.
 const CONTROLLER_DYNAMIC: u16 = 0xffff;
+
+/// Entries of an admin queue that every subsystem takes.
+const ADMIN_ENTRIES: u16 = 32;
+
+/// SECTYPE of TCP: TLS 1.3.
+const SECURITY_TLS: u8 = 2;
 
 const HEADER_BYTES: u64 = size_of::<DiscoveryHeader>() as u64;
 const ENTRY_BYTES: u64 = size_of::<DiscoveryEntry>() as u64;
@@ -42,11 +49,22 @@ pub struct DiscoveryLog<'a> {
 /// One entry, before it is put in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry<'a> {
-    /// None: the discovery subsystem.
-    subsystem: Option<&'a Nqn>,
-    listener: ListenerId,
+    what: What<'a>,
+    /// Port ID (PORTID): the listener, 0 on another node.
+    port: u16,
     address: TransportAddress,
     queue_depth: u16,
+}
+
+/// What an entry leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What<'a> {
+    /// The discovery subsystem that is asked.
+    Current,
+    /// A subsystem of this node.
+    Subsystem(&'a Nqn),
+    /// Something elsewhere.
+    Referral(&'a Referral),
 }
 
 impl<'a> DiscoveryLog<'a> {
@@ -96,8 +114,8 @@ impl<'a> DiscoveryLog<'a> {
             listeners.filter_map(move |listener| Some((listener.id, seen_from(local, listener)?)))
         };
         let discovery = listeners().map(|(listener, address)| Entry {
-            subsystem: None,
-            listener,
+            what: What::Current,
+            port: listener.0,
             address,
             queue_depth: Limits::default().queue_depth,
         });
@@ -107,13 +125,19 @@ impl<'a> DiscoveryLog<'a> {
             let reachable =
                 listeners().filter(|(listener, _)| subsystem.is_reachable_on(*listener));
             reachable.map(|(listener, address)| Entry {
-                subsystem: Some(subsystem.nqn()),
-                listener,
+                what: What::Subsystem(subsystem.nqn()),
+                port: listener.0,
                 address,
                 queue_depth: subsystem.limits().queue_depth,
             })
         });
-        discovery.chain(nvm)
+        let referrals = configuration.referrals().iter().map(|referral| Entry {
+            what: What::Referral(referral),
+            port: 0,
+            address: referral.address,
+            queue_depth: ADMIN_ENTRIES,
+        });
+        discovery.chain(nvm).chain(referrals)
     }
 }
 
@@ -133,28 +157,42 @@ fn seen_from(local: IpAddr, listener: &Listener) -> Option<TransportAddress> {
 
 impl Entry<'_> {
     fn encode(&self) -> DiscoveryEntry {
+        let (subtype, secure) = match self.what {
+            What::Current => (SubsystemType::CurrentDiscovery, false),
+            What::Referral(referral) if referral.subsystem.is_discovery() => {
+                (SubsystemType::Referral, referral.secure_channel)
+            }
+            What::Referral(referral) => (SubsystemType::Nvm, referral.secure_channel),
+            What::Subsystem(_) => (SubsystemType::Nvm, false),
+        };
         // Not "not required", which libnvme up to 1.3 takes as TLS being offered: its connect-all then insists on a key.
         let requirements = TransportRequirements {
-            secure_channel: SecureChannel::NotSpecified,
-            sq_flow_control_disable: true,
+            secure_channel: if secure {
+                SecureChannel::Required
+            } else {
+                SecureChannel::NotSpecified
+            },
+            // How it is elsewhere is not known here.
+            sq_flow_control_disable: !matches!(self.what, What::Referral(_)),
         };
         let mut entry = DiscoveryEntry {
-            subtype: SubsystemType::Nvm.code(),
+            subtype: subtype.code(),
             treq: requirements.into(),
-            portid: U16::new(self.listener.0),
+            portid: U16::new(self.port),
             cntlid: U16::new(CONTROLLER_DYNAMIC),
             asqsz: U16::new(self.queue_depth),
             ..DiscoveryEntry::new_zeroed()
         };
         entry.set_address(&self.address);
-        if let Some(nqn) = self.subsystem {
-            entry.subnqn = nqn.to_wire();
-        } else {
-            let flags = DiscoveryFlags::DUPLICATE | DiscoveryFlags::PERSISTENT;
-            entry.subtype = SubsystemType::CurrentDiscovery.code();
-            entry.eflags = U16::new(flags.bits());
-            for (to, from) in entry.subnqn.iter_mut().zip(DISCOVERY_NQN.bytes()) {
-                *to = from;
+        match self.what {
+            What::Subsystem(nqn) => entry.subnqn = nqn.to_wire(),
+            What::Referral(referral) => entry.subnqn = referral.subsystem.to_wire(),
+            What::Current => {
+                let flags = DiscoveryFlags::DUPLICATE | DiscoveryFlags::PERSISTENT;
+                entry.eflags = U16::new(flags.bits());
+                for (to, from) in entry.subnqn.iter_mut().zip(DISCOVERY_NQN.bytes()) {
+                    *to = from;
+                }
             }
         }
         if self.address.trtype == TransportType::Rdma {
@@ -166,7 +204,12 @@ impl Entry<'_> {
             };
             entry.tsas = zerocopy::transmute!(subtype);
         }
-        // TSAS of TCP stays zero: no security.
+        // TSAS of TCP stays zero where there is no security.
+        if self.address.trtype == TransportType::Tcp && secure {
+            let subtype =
+                TcpAddressSubtype { sectype: SECURITY_TLS, ..TcpAddressSubtype::default() };
+            entry.tsas = zerocopy::transmute!(subtype);
+        }
         entry
     }
 }
@@ -180,7 +223,7 @@ mod tests {
     use zerocopy::FromBytes;
 
     use super::*;
-    use crate::configuration::{Hosts, Reach, SubsystemOptions};
+    use crate::configuration::{Hosts, ListenerId, Reach, SubsystemOptions};
 
     fn nqn(name: &str) -> Nqn {
         format!("nqn.2026-11.io.tidegate:{name}").parse().unwrap()
@@ -306,6 +349,42 @@ mod tests {
         let [entry] = entries.as_slice() else { panic!() };
         assert_eq!((entry.trtype, entry.adrfam), (1, 2));
         assert!(entry.tsas.starts_with(&[1, 1, 1, 0]));
+    }
+
+    #[test]
+    fn referrals_lead_elsewhere() {
+        let before = example();
+        let referral = |address: &str, subsystem: Nqn, secure_channel| Referral {
+            address: listener(0, TransportType::Tcp, address).address,
+            subsystem,
+            secure_channel,
+        };
+        let mut builder = before.change();
+        builder.put_referral(referral("192.0.2.9:8009", Nqn::discovery(), false));
+        builder.put_referral(referral("192.0.2.8:4420", nqn("elsewhere"), true));
+        let after = builder.build().unwrap();
+        let host = nqn("stranger");
+        let log = DiscoveryLog::new(&after, &host, "192.0.2.1".parse().unwrap());
+        assert!(!log.same_entries(&DiscoveryLog::new(
+            &before,
+            &host,
+            "192.0.2.1".parse().unwrap()
+        )));
+        let (header, entries) = read(&log);
+        assert_eq!(header.genctr.get(), before.discovery_generation() + 1);
+        let [_, _, _, _, subsystem, discovery] = entries.as_slice() else { panic!() };
+        assert_eq!((subsystem.subtype, subsystem.treq, subsystem.tsas[0]), (2, 1, 2));
+        assert_eq!((discovery.subtype, discovery.treq, discovery.tsas[0]), (1, 0, 0));
+        assert_eq!(discovery.subsystem().unwrap(), Nqn::discovery());
+        assert_eq!(discovery.address().unwrap().socket(), "192.0.2.9:8009".parse().unwrap());
+        assert_eq!((discovery.portid.get(), discovery.asqsz.get()), (0, 32));
+        // The same thing once; what is said of it last holds.
+        let mut builder = after.change();
+        builder.put_referral(referral("192.0.2.9:8009", Nqn::discovery(), true));
+        builder.remove_referral(&referral("192.0.2.8:4420", nqn("elsewhere"), false));
+        let last = builder.build().unwrap();
+        assert_eq!(last.referrals(), [referral("192.0.2.9:8009", Nqn::discovery(), true)]);
+        assert_eq!(last.discovery_generation(), after.discovery_generation() + 1);
     }
 
     #[test]

@@ -42,10 +42,14 @@ pub fn round_keep_alive(milliseconds: u32) -> u32 {
     milliseconds.checked_next_multiple_of(KEEP_ALIVE_GRANULARITY).unwrap_or(u32::MAX)
 }
 
-/// The optional events that a controller of this type sends: OAES of Identify Controller.
-pub fn optional_events(kind: ControllerType) -> AsynchronousEvents {
+/// The optional events that a controller of this type sends: OAES of Identify Controller. `ana`: whether it
+/// reports asymmetric access.
+pub fn optional_events(kind: ControllerType, ana: bool) -> AsynchronousEvents {
     match kind {
         ControllerType::Discovery => AsynchronousEvents::DISCOVERY,
+        ControllerType::Io | ControllerType::Administrative if ana => {
+            AsynchronousEvents::NAMESPACE | AsynchronousEvents::ANA
+        }
         ControllerType::Io | ControllerType::Administrative => AsynchronousEvents::NAMESPACE,
     }
 }
@@ -82,6 +86,12 @@ pub fn is_namespace_specific(feature: Feature) -> bool {
     feature == Feature::ErrorRecovery
 }
 
+/// Whether a feature cannot be had while the namespace that is named is out of reach by ANA: the specification's list,
+/// as far as it exists here.
+pub fn needs_access(feature: Feature) -> bool {
+    matches!(feature, Feature::ErrorRecovery | Feature::WriteAtomicity)
+}
+
 fn is_changeable(feature: Feature) -> bool {
     !matches!(feature, Feature::ErrorRecovery | Feature::HostIdentifier)
 }
@@ -93,6 +103,8 @@ pub struct FeatureSetup {
     pub kind: ControllerType,
     /// Whether it reports a volatile write cache, now and for as long as it lives.
     pub volatile_write_cache: bool,
+    /// Whether it reports asymmetric namespace access.
+    pub ana: bool,
     /// I/O queues that it may have, at least 1.
     pub io_queues: u16,
     /// The host's identifier, from Connect.
@@ -174,7 +186,7 @@ impl Features {
             write_cache: VolatileWriteCache { enabled: true },
             atomicity: WriteAtomicity::default(),
             // As the Linux and SPDK targets do: a host that never sets the feature hears of changes.
-            events: optional_events(setup.kind),
+            events: optional_events(setup.kind, setup.ana),
             keep_alive: round_keep_alive(setup.keep_alive),
             behavior: HostBehavior::default(),
         }
@@ -355,7 +367,7 @@ impl Features {
             }
             Feature::WriteAtomicity => self.atomicity = cdw11.into(),
             Feature::AsynchronousEvents => {
-                let possible = HEALTH_EVENTS | optional_events(self.setup.kind);
+                let possible = HEALTH_EVENTS | optional_events(self.setup.kind, self.setup.ana);
                 // Reserved bits are ignored; those of events that exist but are not ours are refused.
                 let wanted = AsynchronousEvents::from_bits_truncate(cdw11);
                 if !possible.contains(wanted) {

@@ -13,6 +13,9 @@
 //! Not Ready): Linux then keeps the disk that it has, where an error with Do Not Retry, or the NSID's absence
 //! from the list, would make it take the disk away from under a mounted file system.
 //!
+//! A namespace that is hidden from the host is answered for as one that is not there. One that is out of reach by ANA
+//! is described like any other, apart from what of it is in use.
+//!
 //! NVMe Base 2.0c, section "Identify command"; NVM Command Set Specification 1.0c.
 
 use block::{BlockDevice, Geometry};
@@ -20,17 +23,18 @@ use nvme::address::TransportType;
 use nvme::admin::Identify;
 use nvme::feature::AsynchronousEvents;
 use nvme::identify::{
-    Cns, CommandSets, ControllerList, ControllerType, Csi, DeallocatedRead, Descriptor,
-    DescriptorWriter, IdentifyController, IdentifyNamespace, IndependentNamespace, LbaFormat,
-    MultiPathCapabilities, NamespaceFeatures, NamespaceList, NamespaceSharing, NvmController,
-    NvmNamespace, OptionalCommands, SglSupport, ascii,
+    AnaCapabilities, Cns, CommandSets, ControllerList, ControllerType, Csi, DeallocatedRead,
+    Descriptor, DescriptorWriter, IdentifyController, IdentifyNamespace, IndependentNamespace,
+    LbaFormat, MultiPathCapabilities, NamespaceFeatures, NamespaceList, NamespaceSharing,
+    NvmController, NvmNamespace, OptionalCommands, SglSupport, ascii,
 };
+use nvme::log::AnaState;
 use nvme::register::Version;
 use nvme::{NSID_ALL, Nqn, Status, U16, U32, U64, U128};
 use zerocopy::IntoBytes;
 
 use crate::configuration::{
-    FIRMWARE, Limits, MINIMUM_PAGE, MODEL, Namespace, Subsystem, derive_serial,
+    FIRMWARE, Limits, MINIMUM_PAGE, MODEL, Namespace, Subsystem, View, derive_serial,
 };
 use crate::feature::{self, KEEP_ALIVE_GRANULARITY, WARNING_TEMPERATURE};
 use crate::io::WRITE_ZEROES_LIMIT;
@@ -50,6 +54,10 @@ const CRITICAL_TEMPERATURE: u16 = 0x0175;
 
 /// The longest that a shutdown takes, in microseconds (RTD3E).
 const SHUTDOWN_TIME: u32 = 10_000_000;
+
+/// The longest that a group stays in the state "change", in seconds (ANATT): nothing here takes any time, so this
+/// is what an operator gets who sets that state. As SPDK's.
+const ANA_TRANSITION_TIME: u8 = 10;
 
 /// Bytes of a submission and of a completion queue entry, and the unit of capsule sizes.
 const SQE_BYTES: u32 = 64;
@@ -78,8 +86,8 @@ pub struct Controller<'a> {
 /// What a controller gives access to.
 #[derive(Clone, Copy, Debug)]
 pub enum Scope<'a> {
-    /// The namespaces of an NVM subsystem.
-    Io(&'a Subsystem),
+    /// The namespaces of an NVM subsystem that the host sees.
+    Io(View<'a>),
     /// The discovery log, within these limits.
     Discovery(&'a Limits),
 }
@@ -93,24 +101,30 @@ pub fn is_about_controllers(command: &Identify) -> bool {
     }
 }
 
+/// Whether only those controllers count that a namespace is attached to.
+pub fn is_about_attached(command: &Identify) -> bool {
+    Cns::try_from(command.cns) == Ok(Cns::AttachedControllers)
+}
+
 impl Controller<'_> {
     /// Fills `out` with the data structure that the command asks for, as much of it as there is room for.
     pub fn identify(&self, command: &Identify, nsid: u32, out: &mut [u8]) -> Result<(), Status> {
         let invalid = Err(Status::INVALID_FIELD.with_dnr());
         let Ok(cns) = Cns::try_from(command.cns) else { return invalid };
-        let subsystem = match (cns, self.scope) {
+        let view = match (cns, self.scope) {
             (Cns::Controller, Scope::Discovery(limits)) => {
                 put(out, self.discovery_controller(limits).as_bytes());
                 return Ok(());
             }
             (_, Scope::Discovery(_)) => return invalid,
-            (_, Scope::Io(subsystem)) => subsystem,
+            (_, Scope::Io(view)) => view,
         };
+        let subsystem = view.subsystem;
         let of_nvm = command.csi == Csi::Nvm.code();
         match cns {
             Cns::Controller => put(out, self.io_controller(subsystem).as_bytes()),
             Cns::Namespace | Cns::AllocatedNamespace => {
-                let namespace = find(subsystem, nsid)?.map(describe).transpose()?;
+                let namespace = find(view, nsid)?.map(|it| describe(view, it)).transpose()?;
                 put(out, namespace.unwrap_or_default().as_bytes());
             }
             Cns::NamespaceFormat if of_nvm => {
@@ -124,23 +138,23 @@ impl Controller<'_> {
             }
             Cns::CommandSetNamespace | Cns::CommandSetAllocatedNamespace if of_nvm => {
                 // No protection information, so no storage tags: all zero, as for an inactive namespace.
-                if let Some(namespace) = find(subsystem, nsid)? {
+                if let Some(namespace) = find(view, nsid)? {
                     namespace.ready()?;
                 }
                 put(out, NvmNamespace::default().as_bytes());
             }
             Cns::IndependentNamespace => {
-                let namespace = find(subsystem, nsid)?.map(describe_independently);
+                let namespace = find(view, nsid)?.map(|it| describe_independently(view, it));
                 put(out, namespace.unwrap_or_default().as_bytes());
             }
             Cns::ActiveNamespaces | Cns::AllocatedNamespaces => {
-                put(out, list_namespaces(subsystem, nsid)?.as_bytes());
+                put(out, list_namespaces(view, nsid)?.as_bytes());
             }
             Cns::CommandSetActiveNamespaces | Cns::CommandSetAllocatedNamespaces if of_nvm => {
-                put(out, list_namespaces(subsystem, nsid)?.as_bytes());
+                put(out, list_namespaces(view, nsid)?.as_bytes());
             }
             Cns::NamespaceDescriptors => {
-                let namespace = active(subsystem, nsid)?;
+                let namespace = active(view, nsid)?;
                 namespace.ready()?;
                 put(out, list_identifiers(namespace).bytes());
             }
@@ -148,7 +162,7 @@ impl Controller<'_> {
                 put(out, nvm_controller(subsystem.limits()).as_bytes());
             }
             Cns::AttachedControllers => {
-                active(subsystem, nsid)?;
+                active(view, nsid)?;
                 put(out, self.list_controllers(command.cntid).as_bytes());
             }
             Cns::Controllers => put(out, self.list_controllers(command.cntid).as_bytes()),
@@ -167,12 +181,13 @@ impl Controller<'_> {
     fn io_controller(&self, subsystem: &Subsystem) -> IdentifyController {
         let (options, limits) = (subsystem.options(), subsystem.limits());
         let sharing = MultiPathCapabilities::PORTS | MultiPathCapabilities::CONTROLLERS;
+        let ana = options.ana.is_some();
         let vwc = if self.volatile_write_cache { IdentifyController::VWC_PRESENT } else { 0 };
         IdentifyController {
             sn: ascii(subsystem.serial()),
             mn: ascii(&options.model),
             fr: ascii(&options.firmware),
-            cmic: sharing.bits(),
+            cmic: if ana { sharing | MultiPathCapabilities::ANA } else { sharing }.bits(),
             rtd3e: U32::new(SHUTDOWN_TIME),
             // Slot 1 is read-only, and there is no other.
             frmw: 0b01 | 1 << 1,
@@ -182,6 +197,10 @@ impl Controller<'_> {
             cqes: IdentifyController::CQES_NVM,
             nn: U32::new(limits.max_namespaces),
             mnan: U32::new(limits.max_namespaces),
+            anatt: if ana { ANA_TRANSITION_TIME } else { 0 },
+            anacap: if ana { ana_capabilities().bits() } else { 0 },
+            anagrpmax: U32::new(if ana { limits.max_namespaces } else { 0 }),
+            nanagrpid: U32::new(if ana { limits.max_namespaces } else { 0 }),
             oncs: U16::new(optional_commands(subsystem).bits()),
             // Fused operations are not offered.
             fuses: U16::new(0),
@@ -190,7 +209,7 @@ impl Controller<'_> {
             ioccsz: U32::new((SQE_BYTES + self.in_capsule) / CAPSULE_UNIT),
             iorcsz: U32::new(CQE_BYTES / CAPSULE_UNIT),
             ofcs: U16::new(IdentifyController::OFCS_DISCONNECT),
-            ..self.any_controller(ControllerType::Io, limits)
+            ..self.any_controller(ControllerType::Io, ana, limits)
         }
     }
 
@@ -201,13 +220,18 @@ impl Controller<'_> {
             mn: ascii(MODEL),
             fr: ascii(FIRMWARE),
             subnqn: nqn.to_wire(),
-            ..self.any_controller(ControllerType::Discovery, limits)
+            ..self.any_controller(ControllerType::Discovery, false, limits)
         }
     }
 
     /// What both kinds have in common.
-    fn any_controller(&self, kind: ControllerType, limits: &Limits) -> IdentifyController {
-        let events: AsynchronousEvents = feature::optional_events(kind);
+    fn any_controller(
+        &self,
+        kind: ControllerType,
+        ana: bool,
+        limits: &Limits,
+    ) -> IdentifyController {
+        let events: AsynchronousEvents = feature::optional_events(kind, ana);
         let kas = u16::try_from(KEEP_ALIVE_GRANULARITY / 100).unwrap_or(u16::MAX);
         IdentifyController {
             mdts: limits.mdts(),
@@ -244,24 +268,23 @@ fn put(out: &mut [u8], data: &[u8]) {
 }
 
 /// The active namespace of this number; None: the number is possible, but no active namespace has it.
-fn find(subsystem: &Subsystem, nsid: u32) -> Result<Option<&Namespace>, Status> {
-    if nsid == 0 || nsid > subsystem.limits().max_namespaces {
+fn find(view: View<'_>, nsid: u32) -> Result<Option<&Namespace>, Status> {
+    if nsid == 0 || nsid > view.subsystem.limits().max_namespaces {
         return Err(Status::INVALID_NAMESPACE.with_dnr());
     }
-    let namespace = subsystem.namespace(nsid).filter(|namespace| namespace.is_active());
-    Ok(namespace.map(AsRef::as_ref))
+    Ok(view.namespace(nsid).map(AsRef::as_ref))
 }
 
-fn active(subsystem: &Subsystem, nsid: u32) -> Result<&Namespace, Status> {
-    find(subsystem, nsid)?.ok_or(Status::INVALID_NAMESPACE.with_dnr())
+fn active(view: View<'_>, nsid: u32) -> Result<&Namespace, Status> {
+    find(view, nsid)?.ok_or(Status::INVALID_NAMESPACE.with_dnr())
 }
 
-fn list_namespaces(subsystem: &Subsystem, after: u32) -> Result<NamespaceList, Status> {
+fn list_namespaces(view: View<'_>, after: u32) -> Result<NamespaceList, Status> {
     // FFFFFFFEh has no successor that could be listed.
     if after >= NSID_ALL - 1 {
         return Err(Status::INVALID_NAMESPACE.with_dnr());
     }
-    let namespaces = subsystem.active_after(after);
+    let namespaces = view.active_after(after);
     Ok(NamespaceList::new(namespaces.map(|namespace| namespace.nsid())))
 }
 
@@ -280,18 +303,38 @@ fn check_format(command: Identify) -> Result<(), Status> {
 }
 
 /// Identify Namespace of a namespace in service.
-fn describe(namespace: &Namespace) -> Result<IdentifyNamespace, Status> {
+fn describe(view: View<'_>, namespace: &Namespace) -> Result<IdentifyNamespace, Status> {
     let capabilities = capabilities(namespace)?;
     let Geometry { block_size, blocks, .. } = namespace.ready()?.geometry();
+    let used = match view.ana_state(namespace) {
+        AnaState::Inaccessible | AnaState::PersistentLoss => 0,
+        _ => blocks,
+    };
     Ok(IdentifyNamespace {
         nsze: U64::new(blocks),
         ncap: U64::new(blocks),
-        nuse: U64::new(blocks),
+        nuse: U64::new(used),
+        anagrpid: ana_group(view, namespace),
         nvmcap: U128::new(u128::from(blocks) * u128::from(block_size)),
         nsattr: if namespace.is_read_only() { IdentifyNamespace::WRITE_PROTECTED } else { 0 },
         nguid: namespace.identity().nguid,
         ..capabilities
     })
+}
+
+/// ANAGRPID: zero unless ANA is reported.
+fn ana_group(view: View<'_>, namespace: &Namespace) -> U32 {
+    let reported = view.subsystem.options().ana.is_some();
+    U32::new(if reported { namespace.ana_group() } else { 0 })
+}
+
+/// Every state can be set. The group of a namespace can change at any time.
+fn ana_capabilities() -> AnaCapabilities {
+    AnaCapabilities::OPTIMIZED
+        | AnaCapabilities::NON_OPTIMIZED
+        | AnaCapabilities::INACCESSIBLE
+        | AnaCapabilities::PERSISTENT_LOSS
+        | AnaCapabilities::CHANGE
 }
 
 /// Of Identify Namespace what goes with the format: the fields that the specification marks as namespace
@@ -356,8 +399,9 @@ fn zero_based(blocks: u32) -> U16 {
 }
 
 /// What every command set says of a namespace. The one structure that can tell of a namespace that is not ready.
-fn describe_independently(namespace: &Namespace) -> IndependentNamespace {
+fn describe_independently(view: View<'_>, namespace: &Namespace) -> IndependentNamespace {
     IndependentNamespace {
+        anagrpid: ana_group(view, namespace),
         nmic: NamespaceSharing::SHARED.bits(),
         nsattr: if namespace.is_read_only() { IdentifyNamespace::WRITE_PROTECTED } else { 0 },
         nstat: if namespace.device().is_some() { IndependentNamespace::READY } else { 0 },

@@ -16,6 +16,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use control::objects::AnaState;
 use nvme::Nqn;
 use rustix::thread::{CpuSet, sched_getaffinity};
 use serde::Deserialize;
@@ -39,6 +40,7 @@ pub(crate) struct Config {
     pub(crate) transports: Transports,
     pub(crate) devices: BTreeMap<String, Spanned<Device>>,
     pub(crate) subsystems: Vec<Spanned<Subsystem>>,
+    pub(crate) referrals: Vec<Spanned<Referral>>,
     pub(crate) rpc: Rpc,
     pub(crate) state: State,
     pub(crate) logging: Logging,
@@ -269,6 +271,9 @@ pub(crate) struct Subsystem {
     pub(crate) hosts: Vec<Spanned<String>>,
     /// Whether every host may connect; the default is yes if `hosts` is empty.
     pub(crate) allow_any_host: Option<bool>,
+    /// Whether hosts are told how good each path is.
+    #[serde(default)]
+    pub(crate) ana_reporting: bool,
     #[serde(default)]
     pub(crate) namespaces: Vec<Spanned<Namespace>>,
     pub(crate) listeners: Vec<Spanned<Listener>>,
@@ -289,6 +294,10 @@ pub(crate) struct Namespace {
     pub(crate) device: Spanned<String>,
     pub(crate) uuid: Option<Uuid>,
     pub(crate) nguid: Option<Uuid>,
+    /// Its ANA group; the default is its NSID.
+    pub(crate) ana_group: Option<u32>,
+    /// The hosts that see it; unset: all that may connect.
+    pub(crate) hosts: Option<Vec<Spanned<String>>>,
 }
 
 /// `[[subsystems.listeners]]`.
@@ -300,6 +309,33 @@ pub(crate) struct Listener {
     pub(crate) address: IpAddr,
     #[serde(default = "io_port")]
     pub(crate) port: u16,
+    /// The state of every ANA group there.
+    #[serde(default)]
+    pub(crate) ana_state: AnaState,
+    /// The states of single groups, where they are others.
+    #[serde(default)]
+    pub(crate) ana_groups: BTreeMap<String, Spanned<AnaState>>,
+}
+
+/// `[[referrals]]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Referral {
+    #[serde(default)]
+    pub(crate) transport: Transport,
+    pub(crate) address: IpAddr,
+    #[serde(default = "discovery_port")]
+    pub(crate) port: u16,
+    /// What is there; unset: the discovery subsystem.
+    pub(crate) nqn: Option<Spanned<String>>,
+    /// Whether a connection there has to be a secure one.
+    #[serde(default)]
+    pub(crate) secure_channel: bool,
+}
+
+/// The port that is registered for discovery.
+fn discovery_port() -> u16 {
+    8009
 }
 
 /// The port that is registered for NVMe over Fabrics.

@@ -1,10 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # variables pass between the files that `guest` sources together
 # What a host finds before it knows any subsystem by name.
 
-discovered() {
-  nvme discover -t tcp -a "$1" -s "$2" -q "${3:-$host_one}" -I "${4:-$id_one}" -o json
-}
-
 # entries JSON-FIELD...: one line per entry of the discovery log.
 entries() {
   jq -r ".records[] | select(.subtype | test(\"discovery\") | not) | \"$*\"" | sort

@@ -29,6 +29,11 @@ host_clear_away() {
   nvme disconnect-all
 }
 
+# discovered ADDRESS PORT [HOST ID]: the discovery log as JSON.
+discovered() {
+  nvme discover -t tcp -a "$1" -s "$2" -q "${3:-$host_one}" -I "${4:-$id_one}" -o json
+}
+
 # connect NQN [NVME-CONNECT-OPTION...]: by default as host one to 127.0.0.1:4420.
 # The new controller's name (nvme3) is left in $controller.
 connect() {

@@ -20,11 +20,13 @@ use serde_json::{Value, json};
 
 use super::edit::{Edit, apply};
 use super::faults;
-use super::nvmf::{listeners, nguid_text};
+use super::nvmf::{listeners, nguid_text, referrals};
 use super::reply::{internal, invalid, unknown_method};
 use super::{EDITS, IGNORED, Nothing, Reply, find, parameters};
 use crate::jsonrpc::RpcError;
-use crate::objects::{Device, DeviceKind, Direct, FileMethod, Objects, Subsystem, Transport};
+use crate::objects::{
+    AnaState, AnaStates, Device, DeviceKind, Direct, FileMethod, Objects, Subsystem, Transport,
+};
 use crate::plane::Plane;
 use crate::state::State;
 
@@ -199,7 +201,10 @@ fn calls(state: &State, part: &str) -> Result<Vec<Value>, RpcError> {
         "nvmf" => {
             let transports = state.transports.values().map(|it| transport(it));
             let subsystems = state.subsystems.values().flat_map(|it| subsystem(state, it));
-            transports.chain(subsystems).collect()
+            let referrals = state.referrals.values();
+            let referrals =
+                referrals.map(|it| call("nvmf_discovery_add_referral", referrals::describe(it)));
+            transports.chain(referrals).chain(subsystems).collect()
         }
         _ if EMPTY_PARTS.contains(&part) => Vec::new(),
         _ => return Err(invalid(format_args!("Subsystem '{part}' not found"))),
@@ -303,14 +308,33 @@ fn subsystem(state: &State, subsystem: &Subsystem) -> Vec<Value> {
             "bdev_name": namespace.device,
             "uuid": namespace.uuid,
             "nguid": namespace.nguid.map(nguid_text),
+            "anagrpid": namespace.anagrpid,
+            "no_auto_visible": namespace.no_auto_visible,
         }));
         let shared = (state.users_of(&namespace.device).len() > 1).then_some(true);
         let params = json!({ "nqn": nqn, "namespace": described, "tidegate_shared": shared });
         calls.push(call("nvmf_subsystem_add_ns", params));
+        for host in namespace.hosts.iter().filter(|_| namespace.no_auto_visible) {
+            let params = json!({ "nqn": nqn, "nsid": nsid, "host": host });
+            calls.push(call("nvmf_ns_add_host", params));
+        }
     }
-    for address in &subsystem.listeners {
-        let params = json!({ "nqn": nqn, "listen_address": listeners::describe(address) });
+    for (address, AnaStates { every, groups }) in &subsystem.listeners {
+        let params = json!({
+            "nqn": nqn,
+            "listen_address": listeners::describe(address),
+            "ana_state": (*every != AnaState::default()).then_some(every),
+        });
         calls.push(call("nvmf_subsystem_add_listener", params));
+        for (group, state) in groups {
+            let params = json!({
+                "nqn": nqn,
+                "listen_address": listeners::describe(address),
+                "anagrpid": group,
+                "ana_state": state,
+            });
+            calls.push(call("nvmf_subsystem_listener_set_ana_state", params));
+        }
     }
     calls
 }

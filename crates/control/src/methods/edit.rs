@@ -99,7 +99,9 @@ async fn attempt(
         for device in opened {
             state.put_opened(device);
         }
-        let is_bound = |subsystem: &Arc<Subsystem>| subsystem.listeners.is_subset(&listening);
+        let is_bound = |subsystem: &Arc<Subsystem>| {
+            subsystem.listeners.keys().all(|address| listening.contains(address))
+        };
         if state.unopened().count() > unopened || !state.subsystems.values().all(is_bound) {
             return Err(Refusal::Unprepared);
         }

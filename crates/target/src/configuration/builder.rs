@@ -8,7 +8,7 @@ use nvme::Nqn;
 
 use super::{
     Configuration, ConfigurationError, Listener, ListenerId, Namespace, NamespaceOptions,
-    NamespaceState, Reach, Subsystem, SubsystemOptions,
+    NamespaceState, Reach, Referral, Subsystem, SubsystemOptions,
 };
 
 /// A configuration in the making. A refused change leaves it as it was, so the caller may go on. Dropping
@@ -18,6 +18,7 @@ pub struct ConfigurationBuilder {
     before: Arc<Configuration>,
     subsystems: Vec<Arc<Subsystem>>,
     listeners: Vec<Listener>,
+    referrals: Arc<Vec<Referral>>,
     /// Subsystems that a shard has to look at.
     touched: BTreeSet<Nqn>,
 }
@@ -27,6 +28,7 @@ impl ConfigurationBuilder {
         Self {
             subsystems: before.subsystems.clone(),
             listeners: before.listeners.clone(),
+            referrals: Arc::clone(&before.referrals),
             touched: BTreeSet::new(),
             before,
         }
@@ -86,6 +88,20 @@ impl ConfigurationBuilder {
             .filter(|subsystem| subsystem.options().reach == Reach::Everywhere);
         self.touched.extend(all.map(|subsystem| subsystem.nqn().clone()));
         Ok(())
+    }
+
+    /// Adds a referral, in the place of one to the same thing if there is one.
+    pub fn put_referral(&mut self, referral: Referral) {
+        self.remove_referral(&referral);
+        let at = self.referrals.partition_point(|other| *other < referral);
+        Arc::make_mut(&mut self.referrals).insert(at, referral);
+    }
+
+    /// Removes the referral to the same thing, if there is one.
+    pub fn remove_referral(&mut self, referral: &Referral) {
+        if let Some(at) = self.referrals.iter().position(|other| other.is_like(referral)) {
+            Arc::make_mut(&mut self.referrals).remove(at);
+        }
     }
 
     /// Adds a subsystem without namespaces.
@@ -194,6 +210,7 @@ impl ConfigurationBuilder {
             touched: self.touched.into_iter().collect(),
             subsystems: self.subsystems,
             listeners: self.listeners,
+            referrals: self.referrals,
         }))
     }
 
@@ -208,6 +225,7 @@ impl ConfigurationBuilder {
         };
         let before = &self.before;
         self.listeners != before.listeners
+            || self.referrals != before.referrals
             || self.subsystems.len() != before.subsystems.len()
             || !self.subsystems.iter().zip(&before.subsystems).all(same)
     }

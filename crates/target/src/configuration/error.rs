@@ -134,6 +134,18 @@ pub enum ConfigurationError {
         /// Which identifier.
         field: &'static str,
     },
+    /// An ANA group that this subsystem cannot have.
+    #[error("subsystem {subsystem}, namespace {nsid}: ANA group {group} must be 1 to {most}")]
+    AnaGroup {
+        /// The subsystem.
+        subsystem: Nqn,
+        /// The NSID.
+        nsid: u32,
+        /// The group.
+        group: u32,
+        /// The highest possible.
+        most: u32,
+    },
     /// A device that cannot be a namespace.
     #[error("subsystem {subsystem}, namespace {nsid}: device {device} {problem}")]
     Device {
@@ -214,6 +226,7 @@ impl ConfigurationError {
             | Self::DuplicateUuid { subsystem, other: nsid, .. }
             | Self::DuplicateNguid { subsystem, other: nsid, .. }
             | Self::ZeroIdentifier { subsystem, nsid, .. }
+            | Self::AnaGroup { subsystem, nsid, .. }
             | Self::Device { subsystem, nsid, .. } => Subject::Namespace(subsystem, *nsid),
             Self::DuplicateListener(listener)
             | Self::DuplicateAddress { other: listener, .. }

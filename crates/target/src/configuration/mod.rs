@@ -18,12 +18,14 @@
 //! NSID is 1 to the subsystem's limit; identifiers are unique within a subsystem and never zero; every
 //! listener that a subsystem names exists; no two listeners have the same number or address.
 
+mod access;
 mod builder;
 mod changes;
 mod error;
 mod identity;
 mod listener;
 mod namespace;
+mod referral;
 mod subsystem;
 #[cfg(test)]
 pub(crate) mod test_device;
@@ -34,12 +36,14 @@ use std::sync::{Arc, Weak};
 
 use nvme::address::TransportAddress;
 
+pub use access::{Ana, AnaStates, View, refusal};
 pub use builder::ConfigurationBuilder;
 pub use changes::{Change, changed_namespaces, changes};
 pub use error::{ConfigurationError, Subject};
 pub use identity::{NamespaceIdentity, derive_serial};
 pub use listener::{Listener, ListenerId, Reach};
 pub use namespace::{Namespace, NamespaceOptions, NamespaceState};
+pub use referral::Referral;
 pub(crate) use subsystem::{FIRMWARE, MODEL};
 pub use subsystem::{
     Hosts, Limits, MAX_CONTROLLER_ID, MAX_NAMESPACES, MINIMUM_PAGE, Subsystem, SubsystemOptions,
@@ -52,6 +56,8 @@ pub struct Configuration {
     subsystems: Vec<Arc<Subsystem>>,
     /// In the order of the numbers.
     listeners: Vec<Listener>,
+    /// In the order of their addresses and names.
+    referrals: Arc<Vec<Referral>>,
     version: u64,
     discovery_generation: u64,
     /// The snapshot it was made from. Its memory stays taken while this refers to it, so no other has its address.
@@ -85,6 +91,11 @@ impl Configuration {
     /// All listeners in the order of their numbers.
     pub fn listeners(&self) -> &[Listener] {
         &self.listeners
+    }
+
+    /// Where else hosts may look, in a fixed order.
+    pub fn referrals(&self) -> &[Referral] {
+        &self.referrals
     }
 
     /// The listener that a connection to the local address `local` came in by: the most specific one.

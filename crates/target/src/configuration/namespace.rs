@@ -7,8 +7,8 @@ use block::BlockDevice;
 use nvme::{Nqn, Status};
 use uuid::Uuid;
 
-use super::ConfigurationError;
 use super::identity::NamespaceIdentity;
+use super::{ConfigurationError, Hosts};
 use crate::statistics::Statistics;
 
 /// What a namespace is made of.
@@ -27,6 +27,10 @@ pub struct NamespaceOptions {
     pub nguid: Option<[u8; 16]>,
     /// Whether hosts may only read, though the device may be writable.
     pub read_only: bool,
+    /// Its ANA group (ANAGRPID): 1 to the subsystem's `max_namespaces`.
+    pub ana_group: u32,
+    /// Which of the subsystem's hosts see it.
+    pub visible_to: Hosts,
     /// Where the operations of its device are counted; namespaces over the same device share it.
     pub statistics: Arc<Statistics>,
 }
@@ -41,7 +45,7 @@ impl NamespaceOptions {
         }
     }
 
-    /// A namespace whose device is not there yet.
+    /// A namespace whose device is not there yet, in an ANA group of its own and seen by all hosts.
     pub fn waiting(nsid: u32, device_name: String) -> Self {
         Self {
             nsid,
@@ -50,6 +54,8 @@ impl NamespaceOptions {
             uuid: None,
             nguid: None,
             read_only: false,
+            ana_group: nsid,
+            visible_to: Hosts::Any,
             statistics: Arc::default(),
         }
     }
@@ -96,6 +102,11 @@ impl Namespace {
         if nsid == 0 || nsid > max_nsid {
             let subsystem = subsystem.clone();
             return Err(ConfigurationError::NamespaceId { subsystem, nsid, most: max_nsid });
+        }
+        let group = options.ana_group;
+        if group == 0 || group > max_nsid {
+            let subsystem = subsystem.clone();
+            return Err(ConfigurationError::AnaGroup { subsystem, nsid, group, most: max_nsid });
         }
         let zero = |field| ConfigurationError::ZeroIdentifier {
             subsystem: subsystem.clone(),
@@ -171,6 +182,36 @@ impl Namespace {
     /// Whether it is in the list of active namespaces.
     pub fn is_active(&self) -> bool {
         !matches!(self.options.state, NamespaceState::Removing(_))
+    }
+
+    /// Whether a host finds it in its list of active namespaces.
+    pub fn is_active_for(&self, host: &Nqn) -> bool {
+        self.is_active() && self.is_visible_to(host)
+    }
+
+    /// Whether a host may see it.
+    pub fn is_visible_to(&self, host: &Nqn) -> bool {
+        self.options.visible_to.allow(host)
+    }
+
+    /// Its ANA group.
+    pub fn ana_group(&self) -> u32 {
+        self.options.ana_group
+    }
+
+    /// Whether hosts that see both find no difference between them, apart from the ANA group.
+    pub fn looks_like(&self, other: &Self) -> bool {
+        let same_device = match (self.state(), other.state()) {
+            (NamespaceState::Waiting, NamespaceState::Waiting) => true,
+            (NamespaceState::Ready(one), NamespaceState::Ready(other))
+            | (NamespaceState::Removing(one), NamespaceState::Removing(other)) => {
+                Arc::ptr_eq(one, other)
+            }
+            _ => false,
+        };
+        same_device
+            && self.identity == other.identity
+            && self.options.read_only == other.options.read_only
     }
 
     /// Whether hosts may only read: configured so, or the device is.

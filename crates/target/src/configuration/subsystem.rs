@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nvme::Nqn;
 
 use super::identity::derive_serial;
-use super::{ConfigurationError, ListenerId, Namespace, Reach};
+use super::{Ana, ConfigurationError, ListenerId, Namespace, Reach};
 
 /// The most namespaces in a subsystem, and so the highest NSID. Bounded so that the list of active
 /// namespaces fits one Identify (1,024 entries of 4 bytes) and the same holds for the changed ones.
@@ -27,17 +27,17 @@ const _: () = assert!(FIRMWARE.len() <= 8);
 /// The model number unless another is configured.
 pub(crate) const MODEL: &str = "Tidegate";
 
-/// Which hosts may connect.
+/// Which hosts: may connect to a subsystem, see a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hosts {
     /// All.
     Any,
-    /// These; an empty list admits nobody.
+    /// These; an empty list means nobody.
     Listed(Arc<BTreeSet<Nqn>>),
 }
 
 impl Hosts {
-    /// Whether this host may connect.
+    /// Whether this host is one of them.
     pub fn allow(&self, host: &Nqn) -> bool {
         match self {
             Self::Any => true,
@@ -131,6 +131,8 @@ pub struct SubsystemOptions {
     pub hosts: Hosts,
     /// Where.
     pub reach: Reach,
+    /// The states of its ANA groups on the listeners; None: ANA is not reported, every path is as good as the other.
+    pub ana: Option<Ana>,
     /// How much.
     pub limits: Limits,
 }
@@ -144,6 +146,7 @@ impl Default for SubsystemOptions {
             controller_ids: 1..=MAX_CONTROLLER_ID,
             hosts: Hosts::from_iter([]),
             reach: Reach::Everywhere,
+            ana: None,
             limits: Limits::default(),
         }
     }
@@ -208,6 +211,12 @@ impl Subsystem {
         if let Some(last) = self.namespaces.last().filter(|last| last.nsid() > most) {
             let (subsystem, nsid) = (self.nqn.clone(), last.nsid());
             return Err(ConfigurationError::NamespaceId { subsystem, nsid, most });
+        }
+        let beyond = self.namespaces.iter().find(|namespace| namespace.ana_group() > most);
+        if let Some(namespace) = beyond {
+            let (subsystem, nsid, group) =
+                (self.nqn.clone(), namespace.nsid(), namespace.ana_group());
+            return Err(ConfigurationError::AnaGroup { subsystem, nsid, group, most });
         }
         changed.namespaces.clone_from(&self.namespaces);
         Ok(changed)
@@ -322,6 +331,12 @@ impl Subsystem {
     pub fn active_after(&self, after: u32) -> impl Iterator<Item = &Arc<Namespace>> {
         let from = self.namespaces.partition_point(|namespace| namespace.nsid() <= after);
         self.namespaces.iter().skip(from).filter(|namespace| namespace.is_active())
+    }
+
+    /// Whether some host sees less than all of it, or some path does not serve: every command has to be asked.
+    pub fn is_guarded(&self) -> bool {
+        self.options.ana.as_ref().is_some_and(Ana::bars)
+            || self.namespaces.iter().any(|it| it.options().visible_to != Hosts::Any)
     }
 
     /// What a new controller reports as its volatile write cache: true unless every namespace there is,

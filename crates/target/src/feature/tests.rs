@@ -7,6 +7,7 @@ use super::*;
 const SETUP: FeatureSetup = FeatureSetup {
     kind: ControllerType::Io,
     volatile_write_cache: true,
+    ana: false,
     io_queues: 128,
     host: HostId([7; 16]),
     keep_alive: 15_000,

@@ -12,7 +12,7 @@ use zerocopy::FromBytes;
 use super::*;
 use crate::configuration::test_device::TestDevice;
 use crate::configuration::{
-    Configuration, Hosts, NamespaceOptions, NamespaceState, SubsystemOptions,
+    Configuration, Hosts, NamespaceOptions, NamespaceState, SubsystemOptions, View,
 };
 
 fn nqn() -> Nqn {
@@ -44,7 +44,7 @@ fn example() -> Arc<Configuration> {
 
 fn controller(subsystem: &Subsystem) -> Controller<'_> {
     Controller {
-        scope: Scope::Io(subsystem),
+        scope: Scope::Io(View { subsystem, host: subsystem.nqn(), listener: None }),
         cntlid: 9,
         transport: TransportType::Tcp,
         in_capsule: 8192,

@@ -8,6 +8,7 @@
 //!
 //! NVMe Base 2.0c, section "Get Log Page command".
 
+mod ana;
 mod changed_namespaces;
 mod error_log;
 mod health;
@@ -25,7 +26,7 @@ pub use error_log::{ERROR_LOG_ENTRIES, ErrorLog, Failure};
 pub use health::Counters;
 pub use window::Window;
 
-use crate::configuration::Subsystem;
+use crate::configuration::View;
 use crate::discovery::DiscoveryLog;
 
 /// A request for part of a log page, its fields checked.
@@ -39,6 +40,8 @@ pub struct Request {
     pub length: u32,
     /// Retain Asynchronous Event: reading changes nothing.
     pub retain: bool,
+    /// Log Specific Field.
+    lsp: u8,
 }
 
 /// What the pages are made from.
@@ -46,14 +49,16 @@ pub struct Request {
 pub enum Sources<'a> {
     /// Of an I/O controller.
     Io {
-        /// Its subsystem.
-        subsystem: &'a Subsystem,
+        /// Its subsystem, as its host sees it.
+        view: View<'a>,
         /// Whether it reports a volatile write cache.
         volatile_write_cache: bool,
         /// Its errors.
         error_log: &'a ErrorLog,
         /// The namespaces that changed since it was last asked.
         changed: &'a ChangedNamespaces,
+        /// How often the ANA page has changed since it was reset.
+        ana_changes: u64,
         /// What has been counted.
         counters: &'a Counters,
     },
@@ -73,21 +78,26 @@ impl Sources<'_> {
             Self::Discovery { .. } => ControllerType::Discovery,
         }
     }
+
+    fn ana(&self) -> bool {
+        matches!(self, Self::Io { view, .. } if view.subsystem.options().ana.is_some())
+    }
 }
 
-/// Checks the fields of a Get Log Page command to a controller of this type. `max_transfer`: the most bytes
-/// that one command may transfer.
+/// Checks the fields of a Get Log Page command to a controller of this type. `ana`: whether it reports asymmetric
+/// access. `max_transfer`: the most bytes that one command may transfer.
 ///
 /// NSID is looked at only where a page could be of a namespace: hosts send 0, `FFFFFFFFh` and, by nvme-cli on a
-/// block device, a namespace for pages of the controller. LSP and LSI mean nothing to our pages.
+/// block device, a namespace for pages of the controller. LSI means nothing to our pages.
 pub fn parse(
     command: &GetLogPage,
     nsid: u32,
     kind: ControllerType,
+    ana: bool,
     max_transfer: u32,
 ) -> Result<Request, Status> {
     let page = LogPage::try_from(command.lid).ok();
-    let page = page.filter(|page| support::pages(kind).contains(page));
+    let page = page.filter(|page| support::pages(kind, ana).any(|known| known == *page));
     let page = page.ok_or(Status::INVALID_LOG_PAGE.with_dnr())?;
     let offset = command.byte_offset().map_err(Status::with_dnr)?;
     let length = u32::try_from(command.length()).ok();
@@ -100,7 +110,7 @@ pub fn parse(
     if of_a_namespace || of_another_set || command.uuid_index != 0 {
         return Err(Status::INVALID_FIELD.with_dnr());
     }
-    Ok(Request { page, offset, length, retain: command.rae })
+    Ok(Request { page, offset, length, retain: command.rae, lsp: command.lsp })
 }
 
 impl Request {
@@ -113,7 +123,9 @@ impl Request {
         let mut window = Window::new(self.offset, bytes);
         let window = &mut window;
         match (self.page, sources) {
-            (LogPage::Supported, _) => support::write_log_pages(sources.kind(), window),
+            (LogPage::Supported, _) => {
+                support::write_log_pages(sources.kind(), sources.ana(), window);
+            }
             (LogPage::CommandEffects, _) => support::write_commands(sources.kind(), window),
             (LogPage::FeatureEffects, _) => {
                 let cache = matches!(sources, Sources::Io { volatile_write_cache: true, .. });
@@ -124,10 +136,13 @@ impl Request {
                 Sources::Io { error_log, .. } | Sources::Discovery { error_log, .. },
             ) => error_log.write(window),
             (LogPage::Health, Sources::Io { counters, .. }) => health::write(counters, window),
-            (LogPage::FirmwareSlots, Sources::Io { subsystem, .. }) => {
-                write_firmware(&subsystem.options().firmware, window);
+            (LogPage::FirmwareSlots, Sources::Io { view, .. }) => {
+                write_firmware(&view.subsystem.options().firmware, window);
             }
             (LogPage::ChangedNamespaces, Sources::Io { changed, .. }) => changed.write(window),
+            (LogPage::Ana, Sources::Io { view, ana_changes, .. }) => {
+                ana::Groups::of(*view, self.lsp).write(*ana_changes, window);
+            }
             (LogPage::Discovery, Sources::Discovery { log, .. }) => log.write(window),
             _ => return Err(Status::INVALID_LOG_PAGE.with_dnr()),
         }
@@ -143,6 +158,7 @@ impl Request {
             (LogPage::Health, _) => health::LENGTH,
             (LogPage::FirmwareSlots, _) => size_of::<FirmwareSlots>() as u64,
             (LogPage::ChangedNamespaces, _) => changed_namespaces::LENGTH,
+            (LogPage::Ana, Sources::Io { view, .. }) => ana::Groups::of(*view, self.lsp).length(),
             (LogPage::Discovery, Sources::Discovery { log, .. }) => log.length(),
             _ => return Err(Status::INVALID_LOG_PAGE.with_dnr()),
         })
@@ -170,7 +186,7 @@ mod tests {
     use zerocopy::FromBytes;
 
     use super::*;
-    use crate::configuration::{Configuration, SubsystemOptions};
+    use crate::configuration::{Ana, Configuration, NamespaceOptions, SubsystemOptions};
     use crate::feature;
 
     const MAX_TRANSFER: u32 = 1 << 20;
@@ -188,7 +204,13 @@ mod tests {
         fn new() -> Self {
             let host: Nqn = "nqn.2026-11.io.tidegate:host".parse().unwrap();
             let mut builder = Configuration::empty().change();
-            builder.add_subsystem(host.clone(), SubsystemOptions::default()).unwrap();
+            let options =
+                SubsystemOptions { ana: Some(Ana::default()), ..SubsystemOptions::default() };
+            builder.add_subsystem(host.clone(), options).unwrap();
+            for (nsid, ana_group) in [(1, 7), (2, 2), (5, 7)] {
+                let disk = NamespaceOptions::waiting(nsid, format!("disk{nsid}"));
+                builder.add_namespace(&host, NamespaceOptions { ana_group, ..disk }).unwrap();
+            }
             let mut error_log = ErrorLog::default();
             error_log.record(&Failure {
                 sqid: 1,
@@ -221,10 +243,15 @@ mod tests {
 
         fn io(&self) -> Sources<'_> {
             Sources::Io {
-                subsystem: self.configuration.subsystem(&self.host).unwrap(),
+                view: View {
+                    subsystem: self.configuration.subsystem(&self.host).unwrap(),
+                    host: &self.host,
+                    listener: None,
+                },
                 volatile_write_cache: true,
                 error_log: &self.error_log,
                 changed: &self.changed,
+                ana_changes: 0,
                 counters: &self.counters,
             }
         }
@@ -243,7 +270,7 @@ mod tests {
         length: u32,
     ) -> Result<Vec<u8>, Status> {
         let command = GetLogPage::new(page, offset, u64::from(length));
-        let request = parse(&command, 0, sources.kind(), MAX_TRANSFER)?;
+        let request = parse(&command, 0, sources.kind(), sources.ana(), MAX_TRANSFER)?;
         let mut bytes = vec![0xaa; usize::try_from(request.length).unwrap()];
         request.fill(sources, &mut bytes)?;
         Ok(bytes)
@@ -262,7 +289,7 @@ mod tests {
         }
         for lid in (0..=u8::MAX).filter(|lid| LogPage::try_from(*lid).is_err()) {
             let command = GetLogPage { lid, ..GetLogPage::default() };
-            let refused = parse(&command, 0, ControllerType::Io, MAX_TRANSFER);
+            let refused = parse(&command, 0, ControllerType::Io, true, MAX_TRANSFER);
             assert_eq!(refused, Err(Status::INVALID_LOG_PAGE.with_dnr()));
         }
     }
@@ -335,8 +362,9 @@ mod tests {
     fn fields_of_the_command_are_checked() {
         let good = GetLogPage::new(LogPage::Health, 0, 512);
         let effects = GetLogPage::new(LogPage::CommandEffects, 0, 4096);
-        let io =
-            |command: GetLogPage, nsid| parse(&command, nsid, ControllerType::Io, MAX_TRANSFER);
+        let io = |command: GetLogPage, nsid| {
+            parse(&command, nsid, ControllerType::Io, true, MAX_TRANSFER)
+        };
         assert!(io(good, 0).is_ok() && io(good, NSID_ALL).is_ok() && io(effects, 1).is_ok());
         assert!(io(GetLogPage { rae: true, ..good }, 0).unwrap().retain);
         for (wrong, nsid) in [
@@ -360,13 +388,14 @@ mod tests {
             let fixture = Fixture::new();
             let sources = [fixture.io(), fixture.discovery()];
             let served: Vec<_> = sources.iter().flat_map(|sources| {
-                support::pages(sources.kind()).iter().map(move |page| (sources, *page))
+                support::pages(sources.kind(), sources.ana()).map(move |page| (sources, page))
             }).collect();
             let (sources, page) = served[at % served.len()];
             let whole = read(sources, page, 0, 8192).unwrap();
             let (offset, length) = (words * 4, length * 4);
             let request = parse(
-                &GetLogPage::new(page, offset, u64::from(length)), 0, sources.kind(), MAX_TRANSFER,
+                &GetLogPage::new(page, offset, u64::from(length)), 0, sources.kind(), sources.ana(),
+                MAX_TRANSFER,
             ).unwrap();
             let page_length = request.page_length(sources).unwrap();
             match read(sources, page, offset, length) {
@@ -396,7 +425,7 @@ mod tests {
             let fixture = Fixture::new();
             let sources = if discovery { fixture.discovery() } else { fixture.io() };
             let most = 1 << 16;
-            if let Ok(request) = parse(&command, sqe.nsid.get(), sources.kind(), most) {
+            if let Ok(request) = parse(&command, sqe.nsid.get(), sources.kind(), sources.ana(), most) {
                 prop_assert!(request.length <= most && request.offset.is_multiple_of(4));
                 let mut bytes = vec![0; usize::try_from(request.length).unwrap()];
                 let result = request.fill(&sources, &mut bytes);

@@ -23,6 +23,7 @@ const IO_PAGES: &[LogPage] = &[
     LogPage::FirmwareSlots,
     LogPage::ChangedNamespaces,
     LogPage::CommandEffects,
+    LogPage::Ana,
     LogPage::FeatureEffects,
 ];
 
@@ -35,18 +36,19 @@ const DISCOVERY_PAGES: &[LogPage] = &[
     LogPage::Discovery,
 ];
 
-/// The pages that a controller of this type has.
-pub(super) fn pages(kind: ControllerType) -> &'static [LogPage] {
-    match kind {
+/// The pages that a controller of this type has; `ana`: whether it reports asymmetric access.
+pub(super) fn pages(kind: ControllerType, ana: bool) -> impl Iterator<Item = LogPage> {
+    let pages = match kind {
         ControllerType::Discovery => DISCOVERY_PAGES,
         ControllerType::Io | ControllerType::Administrative => IO_PAGES,
-    }
+    };
+    pages.iter().copied().filter(move |page| ana || *page != LogPage::Ana)
 }
 
-pub(super) fn write_log_pages(kind: ControllerType, window: &mut Window<'_>) {
+pub(super) fn write_log_pages(kind: ControllerType, ana: bool, window: &mut Window<'_>) {
     let mut table = SupportedLogPages::default();
-    for page in pages(kind) {
-        table.set(*page, SupportedPage::SUPPORTED);
+    for page in pages(kind, ana) {
+        table.set(page, SupportedPage::SUPPORTED);
     }
     window.put(0, table.as_bytes());
 }

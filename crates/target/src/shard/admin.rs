@@ -2,6 +2,8 @@
 
 use memory::Buffer;
 use nvme::admin::{Command, GetFeatures, GetLogPage, IDENTIFY_LENGTH, Identify, SetFeatures};
+use nvme::feature::Feature;
+use nvme::log::AnaState;
 use nvme::{Sqe, Status};
 
 use super::Shard;
@@ -10,9 +12,9 @@ use super::intake::{Classified, Outcome};
 use super::queue::{Queue, Role};
 use super::request::Task;
 use super::sgl::Transfer;
-use crate::configuration::{Limits, Subsystem};
+use crate::configuration::{self, Limits, Subsystem};
 use crate::discovery::DiscoveryLog;
-use crate::feature::{Effect, Features};
+use crate::feature::{self, Effect, Features};
 use crate::identify::{self, Scope};
 use crate::log_page::{self, Failure, Sources};
 use crate::{QueueId, RequestId};
@@ -56,17 +58,22 @@ impl Shard {
     ) -> Result<log_page::Request, Status> {
         let most = self.limits_for(controller).max_transfer;
         let most = most.min(u32::try_from(self.pool.max_buffer()).unwrap_or(u32::MAX));
-        log_page::parse(get, sqe.nsid.get(), controller.kind.controller_type(), most)
+        let ana = self.reports_ana(controller);
+        log_page::parse(get, sqe.nsid.get(), controller.kind.controller_type(), ana, most)
     }
 
     fn limits_for(&self, controller: &Controller) -> Limits {
         self.subsystem_of(controller).map_or_else(Limits::default, |subsystem| *subsystem.limits())
     }
 
+    fn reports_ana(&self, controller: &Controller) -> bool {
+        self.subsystem_of(controller).is_some_and(|subsystem| subsystem.options().ana.is_some())
+    }
+
     fn subsystem_of(&self, controller: &Controller) -> Option<&Subsystem> {
         match controller.kind {
             Kind::Discovery => None,
-            Kind::Nvm(key) => self.subsystems.get(key).map(|entry| entry.subsystem.as_ref()),
+            Kind::Nvm(key) => self.subsystems.get(key).map(|entry| entry.subsystem().as_ref()),
         }
     }
 
@@ -85,7 +92,7 @@ impl Shard {
             Command::SetFeatures(set) => self.set_features(id, cntlid, &set, nsid),
             Command::Identify(identify) => self.identify(id, cntlid, identify),
             Command::GetLogPage(get) => self.get_log_page(id, cntlid, &get),
-            Command::GetFeatures(get) => self.get_features(id, cntlid, get),
+            Command::GetFeatures(get) => self.get_features(id, cntlid, get, nsid),
         }
     }
 
@@ -118,7 +125,8 @@ impl Shard {
         match controller.and_then(|controller| self.subsystem_of(controller)) {
             Some(subsystem) if identify::is_about_controllers(&command) => {
                 let nqn = subsystem.nqn().clone();
-                self.ask_for_controllers(id, nqn, command.cntid);
+                let nsid = self.requests.get(id).map_or(0, |request| request.sqe.nsid.get());
+                self.ask_for_controllers(id, nqn, nsid, command);
             }
             _ => self.answer_identify(id, cntlid, command, &[]),
         }
@@ -139,7 +147,7 @@ impl Shard {
             let controller = shard.controllers.get(&cntlid).ok_or(Status::INTERNAL_ERROR)?;
             let limits = shard.limits_for(controller);
             let scope = match shard.subsystem_of(controller) {
-                Some(subsystem) => Scope::Io(subsystem),
+                Some(subsystem) => Scope::Io(controller.view(subsystem)),
                 None => Scope::Discovery(&limits),
             };
             let about = identify::Controller {
@@ -184,10 +192,11 @@ impl Shard {
         let counters = self.health_of(controller);
         let sources = match self.subsystem_of(controller) {
             Some(subsystem) => Sources::Io {
-                subsystem,
+                view: controller.view(subsystem),
                 volatile_write_cache: controller.features.has_volatile_write_cache(),
                 error_log: &controller.errors,
                 changed: &controller.changed,
+                ana_changes: controller.ana_changes,
                 counters: &counters,
             },
             None => Sources::Discovery {
@@ -224,8 +233,27 @@ impl Shard {
         }
     }
 
-    fn get_features(&mut self, id: RequestId, cntlid: u16, get: GetFeatures) {
+    /// Why a feature cannot be had of this namespace now: it is out of reach, or, where it is lost for good,
+    /// nothing can be set.
+    fn feature_refusal(
+        &self,
+        controller: &Controller,
+        fid: u8,
+        nsid: u32,
+        is_set: bool,
+    ) -> Option<Status> {
+        let view = controller.view(self.subsystem_of(controller)?);
+        let state = view.ana_state(view.namespace(nsid)?);
+        let concerned = Feature::try_from(fid).is_ok_and(feature::needs_access)
+            || (is_set && state == AnaState::PersistentLoss);
+        configuration::refusal(state).filter(|_| concerned)
+    }
+
+    fn get_features(&mut self, id: RequestId, cntlid: u16, get: GetFeatures, nsid: u32) {
         let Some(controller) = self.controllers.get(&cntlid) else { return };
+        if let Some(status) = self.feature_refusal(controller, get.fid, nsid, false) {
+            return self.answer(id, status.into());
+        }
         let value = match controller.features.get(&get) {
             Ok(value) => value,
             Err(status) => return self.answer(id, status.into()),
@@ -250,6 +278,11 @@ impl Shard {
         let segment = request.buffer.as_ref().and_then(|buffer| buffer.segment(0, length));
         let copied = segment.map_or(0, |segment| segment.copy_to(0, &mut data));
         let data = data.get(..copied).unwrap_or(&[]);
+        let controller = self.controllers.get(&cntlid);
+        let refusal = controller.and_then(|it| self.feature_refusal(it, set.fid, nsid, true));
+        if let Some(status) = refusal {
+            return self.answer(id, status.into());
+        }
         let Some(controller) = self.controllers.get_mut(&cntlid) else { return };
         let has_io_queues = !controller.io_queues.is_empty();
         let (dw0, effect) = match controller.features.set(set, nsid, data, has_io_queues) {

@@ -11,7 +11,7 @@ use super::message::PauseKey;
 use super::request::Fifo;
 use super::table::{Key, Table};
 use crate::Instant;
-use crate::configuration::{Namespace, Subsystem};
+use crate::configuration::{Namespace, Subsystem, View};
 use crate::io::Bounds;
 use crate::statistics::Counters;
 
@@ -75,7 +75,9 @@ impl Backend {
 /// One subsystem on this shard.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    pub(crate) subsystem: Arc<Subsystem>,
+    subsystem: Arc<Subsystem>,
+    /// [`Subsystem::is_guarded`], where every command passes.
+    guarded: bool,
     /// Backends by NSID less one; absent where there is no device.
     backends: Vec<Option<Key>>,
     /// Its controllers on this shard.
@@ -85,6 +87,33 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    pub(crate) fn subsystem(&self) -> &Arc<Subsystem> {
+        &self.subsystem
+    }
+
+    /// Puts the subsystem of a later snapshot in the place of the one before.
+    pub(crate) fn put(&mut self, subsystem: Arc<Subsystem>) {
+        self.guarded = subsystem.is_guarded();
+        self.subsystem = subsystem;
+    }
+
+    /// Why a command to this namespace is not carried out for whoever sent it from where, whatever its device; None:
+    /// it may be. `sender` is asked only where the answer depends on it.
+    pub(crate) fn refusal<'a>(
+        &'a self,
+        nsid: u32,
+        sender: impl FnOnce(&'a Subsystem) -> Option<View<'a>>,
+    ) -> Option<Status> {
+        if !self.guarded {
+            return None;
+        }
+        let namespace = self.subsystem.namespace(nsid)?;
+        match sender(&self.subsystem) {
+            Some(view) => view.refusal(namespace),
+            None => Some(Status::INTERNAL_ERROR),
+        }
+    }
+
     /// The namespace of this number, if it has a device.
     pub(crate) fn backend(&self, nsid: u32) -> Option<Key> {
         let at = usize::try_from(nsid.checked_sub(1)?).ok()?;
@@ -159,6 +188,7 @@ impl Subsystems {
     pub(crate) fn add(&mut self, subsystem: &Arc<Subsystem>) -> Option<Key> {
         let entry = Entry {
             subsystem: Arc::clone(subsystem),
+            guarded: subsystem.is_guarded(),
             backends: Vec::new(),
             controllers: BTreeSet::new(),
             retired: false,
@@ -190,7 +220,7 @@ impl Subsystems {
         if let Some(entry) = self.table.get_mut(key) {
             entry.retired = true;
             self.by_name.remove(entry.subsystem.nqn());
-            entry.subsystem = Arc::new(entry.subsystem.without_namespaces());
+            entry.put(Arc::new(entry.subsystem.without_namespaces()));
         }
     }
 

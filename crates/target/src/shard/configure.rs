@@ -13,6 +13,7 @@ use block::{BlockDevice, BlockError, BlockQueue};
 use super::Shard;
 use super::backend::Backend;
 use super::controller::Kind;
+use super::event::Notice;
 use super::request::Fifo;
 use super::table::Key;
 use crate::DisconnectReason;
@@ -59,15 +60,15 @@ impl Shard {
                 Change::Replaced { before, after } => {
                     let Some(key) = self.subsystems.find(after.nqn()) else { continue };
                     if let Some(entry) = self.subsystems.get_mut(key) {
-                        entry.subsystem = Arc::clone(after);
+                        entry.put(Arc::clone(after));
                     }
-                    let mut nsids: Vec<u32> = changed_namespaces(before, after).collect();
+                    let nsids: Vec<u32> = changed_namespaces(before, after).collect();
                     for nsid in &nsids {
                         self.place(key, after, *nsid, open, &mut errors);
                     }
                     let resized = self.refresh_bounds(key, after);
-                    nsids.extend(resized);
-                    told.extend(self.note_changes(key, &nsids));
+                    told.extend(self.note_changes(key, before, after, &nsids));
+                    told.extend(self.note_sizes(key, &resized));
                     unwelcome.extend(self.unwelcome(key));
                 }
             }
@@ -76,7 +77,8 @@ impl Shard {
             self.kill_controller(cntlid, DisconnectReason::Configuration);
         }
         if before.discovery_generation() != after.discovery_generation() {
-            told.extend(self.subsystems.controllers(Kind::Discovery).into_iter().flatten());
+            let all = self.subsystems.controllers(Kind::Discovery).into_iter().flatten();
+            told.extend(all.map(|cntlid| (*cntlid, Notice::Discovery)));
         }
         for error in &errors {
             tracing::error!(%error, "a namespace is not served");
@@ -164,16 +166,67 @@ impl Shard {
         resized
     }
 
-    /// Notes changed namespaces for the controllers of this shard; which have to be told.
-    fn note_changes(&mut self, subsystem: Key, nsids: &[u32]) -> Vec<u16> {
-        if nsids.is_empty() {
-            return Vec::new();
+    /// Notes for the controllers of this shard what has changed for them, of these namespaces and of the states of
+    /// their paths; which have to be told what.
+    fn note_changes(
+        &mut self,
+        key: Key,
+        before: &Subsystem,
+        after: &Subsystem,
+        nsids: &[u32],
+    ) -> Vec<(u16, Notice)> {
+        let mut told = Vec::new();
+        let same_ana = before.options().ana == after.options().ana;
+        if nsids.is_empty() && same_ana {
+            return told;
         }
-        let told = self.controllers_of(subsystem);
-        for cntlid in &told {
-            let Some(controller) = self.controllers.get_mut(cntlid) else { continue };
+        for cntlid in self.controllers_of(key) {
+            let Some(controller) = self.controllers.get_mut(&cntlid) else { continue };
+            let (one, other) = (controller.view(before), controller.view(after));
+            let mut ana = !same_ana && one.ana_states() != other.ana_states();
+            let (mut members, mut changed) = (false, Vec::new());
             for nsid in nsids {
+                let (one, other) = (one.namespace(*nsid), other.namespace(*nsid));
+                members |= one.is_some() != other.is_some();
+                let alike = match (one, other) {
+                    (None, None) => true,
+                    (Some(one), Some(other)) => {
+                        ana |= one.ana_group() != other.ana_group();
+                        one.looks_like(other)
+                    }
+                    _ => false,
+                };
+                if !alike {
+                    changed.push(*nsid);
+                }
+            }
+            for nsid in &changed {
                 controller.changed.record(*nsid);
+            }
+            if !changed.is_empty() {
+                told.push((cntlid, Notice::Namespaces));
+            }
+            // A namespace that comes or goes changes the page, too, but is one notice, not two.
+            controller.ana_changes += u64::from(ana || members);
+            if ana && after.options().ana.is_some() {
+                told.push((cntlid, Notice::Ana));
+            }
+        }
+        told
+    }
+
+    /// Notes for the controllers of this shard that these namespaces have another size; which have to be told.
+    fn note_sizes(&mut self, key: Key, nsids: &[u32]) -> Vec<(u16, Notice)> {
+        let mut told = Vec::new();
+        let Some(entry) = self.subsystems.get(key) else { return told };
+        let subsystem = Arc::clone(entry.subsystem());
+        for nsid in nsids {
+            for cntlid in self.controllers_of(key) {
+                let Some(controller) = self.controllers.get_mut(&cntlid) else { continue };
+                if controller.view(&subsystem).namespace(*nsid).is_some() {
+                    controller.changed.record(*nsid);
+                    told.push((cntlid, Notice::Namespaces));
+                }
             }
         }
         told
@@ -193,8 +246,8 @@ impl Shard {
         unwelcome.retain(|cntlid| {
             let Some(controller) = self.controllers.get(cntlid) else { return false };
             entry.retired
-                || !entry.subsystem.allows(&controller.host.nqn)
-                || !self.reaches(controller.admin, entry.subsystem.nqn())
+                || !entry.subsystem().allows(&controller.host.nqn)
+                || !self.reaches(controller.admin, entry.subsystem().nqn())
         });
         unwelcome
     }
@@ -221,10 +274,10 @@ impl Shard {
             }
         }
         for (key, nsid) in changed {
-            let subsystem = self.subsystems.get(key).map(|entry| Arc::clone(&entry.subsystem));
+            let subsystem = self.subsystems.get(key).map(|entry| Arc::clone(entry.subsystem()));
             let Some(subsystem) = subsystem else { continue };
             let _ = self.refresh_bounds(key, &subsystem);
-            let told = self.note_changes(key, &[nsid]);
+            let told = self.note_sizes(key, &[nsid]);
             self.announce(self.configuration.version(), told);
         }
     }

@@ -34,7 +34,7 @@ use super::intake::Outcome;
 use super::message::{Attach, Body, Host, Refusal};
 use super::queue::{QueueShare, Role, Traffic};
 use super::request::{Stage, Task};
-use crate::configuration::{Limits, MAX_CONTROLLER_ID};
+use crate::configuration::{Limits, ListenerId, MAX_CONTROLLER_ID};
 use crate::feature::{FeatureSetup, Features};
 use crate::log_page::{ChangedNamespaces, ErrorLog};
 use crate::{Instant, QueueId, RequestId, ShardIndex};
@@ -218,17 +218,25 @@ impl Shard {
     /// Whether the subsystem is offered where this connection came in. A connection by an address that is no
     /// listener's (one that was just removed, a forwarded one) reaches what is offered everywhere.
     pub(super) fn reaches(&self, queue: QueueId, nqn: &Nqn) -> bool {
-        let Some(queue) = self.queues.get(queue) else { return false };
+        if self.queues.get(queue).is_none() {
+            return false;
+        }
         let Some(subsystem) = self.configuration.subsystem(nqn) else { return false };
-        let local = TransportAddress {
-            trtype: queue.info.transport,
-            traddr: queue.info.local.ip(),
-            trsvcid: queue.info.local.port(),
-        };
-        match self.configuration.listener_at(&local) {
-            Some(listener) => subsystem.is_reachable_on(listener.id),
+        match self.listener_of(queue) {
+            Some(listener) => subsystem.is_reachable_on(listener),
             None => subsystem.options().reach == crate::configuration::Reach::Everywhere,
         }
+    }
+
+    /// The listener that a connection came in by, if it is still one.
+    fn listener_of(&self, queue: QueueId) -> Option<ListenerId> {
+        let info = &self.queues.get(queue)?.info;
+        let local = TransportAddress {
+            trtype: info.transport,
+            traddr: info.local.ip(),
+            trsvcid: info.local.port(),
+        };
+        self.configuration.listener_at(&local).map(|listener| listener.id)
     }
 
     fn limits_of(&self, nqn: &Nqn) -> Limits {
@@ -328,18 +336,19 @@ impl Shard {
             let key = self.subsystems.find(nqn);
             let entry = key.and_then(|key| Some((key, self.subsystems.get(key)?)));
             let (key, entry) = entry.ok_or_else(|| wrong(ConnectField::SubsystemNqn))?;
-            let range = &entry.subsystem.options().controller_ids;
+            let range = &entry.subsystem().options().controller_ids;
             (Kind::Nvm(key), (*range.start(), *range.end()))
         };
         let cntlid = self.free_cntlid(first, last).ok_or_else(busy)?;
+        let listener = self.listener_of(queue_id);
         let share = self.connected(queue_id, Role::Admin { cntlid }, connect, &host);
-        let volatile_write_cache = self
-            .configuration
-            .subsystem(nqn)
-            .is_some_and(|subsystem| subsystem.has_volatile_write_cache());
+        let subsystem = self.configuration.subsystem(nqn);
+        let volatile_write_cache = subsystem.is_some_and(|it| it.has_volatile_write_cache());
+        let ana = subsystem.is_some_and(|it| it.options().ana.is_some());
         let features = Features::new(FeatureSetup {
             kind: kind.controller_type(),
             volatile_write_cache,
+            ana,
             io_queues: self.limits_of(nqn).io_queues,
             host: host.id,
             keep_alive: connect.kato,
@@ -355,6 +364,7 @@ impl Shard {
             kind,
             host,
             admin: queue_id,
+            listener,
             share,
             io_queues: std::collections::BTreeMap::new(),
             past: Traffic::default(),
@@ -364,6 +374,7 @@ impl Shard {
             features,
             events: Events::default(),
             changed: ChangedNamespaces::default(),
+            ana_changes: 0,
             errors: ErrorLog::default(),
             busy: std::time::Duration::ZERO,
             aborts: 0,
@@ -450,7 +461,7 @@ impl Shard {
         self.send(from, Body::Attached { attach, result });
     }
 
-    fn admit(&mut self, from: ShardIndex, attach: &Attach) -> Result<(), Refusal> {
+    fn admit(&mut self, from: ShardIndex, attach: &Attach) -> Result<Option<ListenerId>, Refusal> {
         let Some(controller) = self.controllers.get_mut(&attach.cntlid) else {
             return Err(wrong(ConnectField::ControllerId));
         };
@@ -458,7 +469,7 @@ impl Shard {
             return Err(wrong(ConnectField::SubsystemNqn));
         };
         let Some(entry) = self.subsystems.get(subsystem) else { return Err(busy()) };
-        if entry.subsystem.nqn() != &attach.subsystem {
+        if entry.subsystem().nqn() != &attach.subsystem {
             return Err(wrong(ConnectField::SubsystemNqn));
         }
         if controller.host.nqn != attach.host.nqn {
@@ -473,7 +484,7 @@ impl Shard {
             None if !controller.is_ready() => return Err(wrong(ConnectField::QueueId)),
             None => {}
         }
-        let limits = entry.subsystem.limits();
+        let limits = entry.subsystem().limits();
         if attach.qid > limits.io_queues {
             return Err(wrong(ConnectField::QueueId));
         }
@@ -499,11 +510,15 @@ impl Shard {
                 dropping: false,
             },
         );
-        Ok(())
+        Ok(controller.listener)
     }
 
     /// The owner has decided.
-    pub(super) fn attached(&mut self, attach: &Attach, result: Result<(), Refusal>) {
+    pub(super) fn attached(
+        &mut self,
+        attach: &Attach,
+        result: Result<Option<ListenerId>, Refusal>,
+    ) {
         let (queue_id, request) = (attach.queue, attach.request);
         let Some(queue) = self.queues.get(queue_id) else { return };
         let Role::Connecting { request: expected, io: Some((cntlid, qid)) } = queue.role else {
@@ -515,10 +530,10 @@ impl Shard {
         }
         let Some(record) = self.requests.get(request) else { return };
         let Task::Connect(connect) = record.task else { return };
-        if let Err(refusal) = result {
-            self.refuse(request, queue_id, refusal);
-            return;
-        }
+        let listener = match result {
+            Ok(listener) => listener,
+            Err(refusal) => return self.refuse(request, queue_id, refusal),
+        };
         let Some(subsystem) = self.subsystems.find(&attach.subsystem) else {
             // This shard's configuration is ahead of, or behind, the owner's, which has to forget it again.
             self.send(self.owner(cntlid), Body::Detached { cntlid, qid, queue: queue_id });
@@ -533,6 +548,9 @@ impl Shard {
             "I/O queue connected"
         );
         self.connected(queue_id, Role::Io { cntlid, qid, subsystem }, connect, &attach.host);
+        if let Some(queue) = self.queues.get_mut(queue_id) {
+            queue.listener = listener;
+        }
         self.welcome(request, queue_id, cntlid, connect);
     }
 }

@@ -12,6 +12,7 @@ use super::message::Host;
 use super::queue::{QueueShare, Traffic};
 use super::table::Key;
 use super::{Shard, message::Body};
+use crate::configuration::{ListenerId, Subsystem, View};
 use crate::feature::Features;
 use crate::log_page::{ChangedNamespaces, ErrorLog};
 use crate::{DisconnectReason, Instant, QueueId, ShardIndex};
@@ -62,6 +63,8 @@ pub(crate) struct Controller {
     pub(crate) kind: Kind,
     pub(crate) host: Host,
     pub(crate) admin: QueueId,
+    /// The listener that the host connected to, if it is known.
+    pub(crate) listener: Option<ListenerId>,
     /// Of the admin queue.
     pub(crate) share: Arc<QueueShare>,
     pub(crate) io_queues: BTreeMap<u16, IoQueue>,
@@ -73,6 +76,8 @@ pub(crate) struct Controller {
     pub(crate) features: Features,
     pub(crate) events: Events,
     pub(crate) changed: ChangedNamespaces,
+    /// How often its ANA log page has changed since it was reset.
+    pub(crate) ana_changes: u64,
     pub(crate) errors: ErrorLog,
     /// How long I/O commands of it have been outstanding, as far as samples tell.
     pub(crate) busy: Duration,
@@ -110,6 +115,11 @@ impl Controller {
     /// Whether an I/O command of it is outstanding.
     pub(crate) fn is_busy(&self) -> bool {
         self.io_queues.values().any(|queue| queue.share.is_busy())
+    }
+
+    /// Its subsystem as its host sees it.
+    pub(crate) fn view<'a>(&'a self, subsystem: &'a Subsystem) -> View<'a> {
+        View { subsystem, host: &self.host.nqn, listener: self.listener }
     }
 
     /// How long it has been there.

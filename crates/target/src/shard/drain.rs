@@ -156,14 +156,14 @@ impl Shard {
             queue.is_live()
                 || queue.written_off
                 || !self.hosts.is(queue.host, host)
-                || self.subsystems.get(key).is_none_or(|entry| entry.subsystem.nqn() != subsystem)
+                || self.subsystems.get(key).is_none_or(|entry| entry.subsystem().nqn() != subsystem)
         });
         let controllers = self.controllers.values().all(|controller| {
             // Its queues, on whatever shard, may not even know yet.
             let super::controller::Kind::Nvm(key) = controller.kind else { return true };
             controller.ending.is_none()
                 || controller.host != *host
-                || self.subsystems.get(key).is_none_or(|entry| entry.subsystem.nqn() != subsystem)
+                || self.subsystems.get(key).is_none_or(|entry| entry.subsystem().nqn() != subsystem)
         });
         queues && controllers
     }
@@ -187,6 +187,6 @@ impl Shard {
     pub(super) fn name_of(&self, key: Key) -> Option<(Nqn, u32)> {
         let backend = self.subsystems.backends.get(key)?;
         let entry = self.subsystems.get(backend.subsystem)?;
-        Some((entry.subsystem.nqn().clone(), backend.namespace.nsid()))
+        Some((entry.subsystem().nqn().clone(), backend.namespace.nsid()))
     }
 }

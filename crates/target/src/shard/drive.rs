@@ -8,14 +8,15 @@ use block::{Completion, Data, ErrorKind, Kind, Operation};
 use nvme::{NSID_ALL, Sqe, Status};
 
 use super::Shard;
-use super::backend::Backend;
+use super::backend::{Backend, Entry};
 use super::controller::Kind as ControllerKind;
 use super::intake::{Classified, Outcome};
 use super::outstanding::Started;
-use super::queue::Role;
+use super::queue::{Queue, Role};
 use super::request::{self, Stage, Task};
 use super::sgl::Transfer;
 use super::table::Key;
+use crate::configuration::View;
 use crate::io::{self, Ranges, Work};
 use crate::{Instant, RequestId, block_status};
 
@@ -79,7 +80,15 @@ fn count(backend: &Backend, started: Started, result: Result<(), ErrorKind>, now
 }
 
 impl Shard {
-    pub(super) fn classify_io(&self, subsystem: Key, sqe: &Sqe, write_through: bool) -> Classified {
+    /// Why a command of this queue to this namespace is refused, whatever its device; None: it may be carried out.
+    fn refusal(&self, entry: &Entry, queue: &Queue, nsid: u32) -> Option<Status> {
+        entry.refusal(nsid, |subsystem| {
+            let host = self.hosts.name(queue.host)?;
+            Some(View { subsystem, host, listener: queue.listener })
+        })
+    }
+
+    pub(super) fn classify_io(&self, subsystem: Key, queue: &Queue, sqe: &Sqe) -> Classified {
         let Some(entry) = self.subsystems.get(subsystem) else {
             return Err(Status::INVALID_NAMESPACE.with_dnr().into());
         };
@@ -90,17 +99,22 @@ impl Shard {
             }
             return Ok((Task::FlushAll { next: 1 }, Transfer::None));
         }
+        if let Some(status) = self.refusal(entry, queue, nsid) {
+            return Err(status.into());
+        }
         let Some(backend) = entry.backend(nsid).and_then(|key| self.subsystems.backends.get(key))
         else {
             // Known but without a device yet: its own status says whether to try again.
-            return Err(match entry.subsystem.namespace(nsid).map(|namespace| namespace.ready()) {
-                Some(Err(status)) => status.into(),
-                Some(Ok(_)) => Status::NAMESPACE_NOT_READY.into(),
-                None => Status::INVALID_NAMESPACE.with_dnr().into(),
-            });
+            return Err(
+                match entry.subsystem().namespace(nsid).map(|namespace| namespace.ready()) {
+                    Some(Err(status)) => status.into(),
+                    Some(Ok(_)) => Status::NAMESPACE_NOT_READY.into(),
+                    None => Status::INVALID_NAMESPACE.with_dnr().into(),
+                },
+            );
         };
         backend.check()?;
-        match io::parse(sqe, &backend.bounds, write_through)? {
+        match io::parse(sqe, &backend.bounds, queue.share.write_through())? {
             Work::Nothing => Err(Outcome::SUCCESS),
             Work::Deallocate { length } => Ok((
                 Task::Deallocate { length, next: 0 },
@@ -177,13 +191,15 @@ impl Shard {
         let lost = Stop::Fail(Status::INVALID_NAMESPACE.with_dnr());
         let request = self.requests.get(id);
         let queue = request.and_then(|request| self.queues.get(request.queue));
-        let (Some(request), Some(Role::Io { subsystem, .. })) =
-            (request, queue.map(|queue| queue.role))
-        else {
-            return Err(lost);
-        };
-        let entry = self.subsystems.get(subsystem);
-        let key = entry.and_then(|entry| entry.backend(request.sqe.nsid.get()));
+        let (Some(request), Some(queue)) = (request, queue) else { return Err(lost) };
+        let Role::Io { subsystem, .. } = queue.role else { return Err(lost) };
+        let Some(entry) = self.subsystems.get(subsystem) else { return Err(lost) };
+        let nsid = request.sqe.nsid.get();
+        // Once more: what may be done may have changed while the command waited for memory, data or a pause's end.
+        if let Some(status) = self.refusal(entry, queue, nsid) {
+            return Err(Stop::Fail(status));
+        }
+        let key = entry.backend(nsid);
         let backend = key.and_then(|key| Some((key, self.subsystems.backends.get(key)?)));
         let Some((key, backend)) = backend else { return Err(lost) };
         backend.check().map_err(Stop::Fail)?;
@@ -264,7 +280,7 @@ impl Shard {
     }
 
     /// The subsystem whose namespaces a flush of all is about.
-    fn flushed_subsystem(&self, id: RequestId) -> Option<&super::backend::Entry> {
+    fn flushed_subsystem(&self, id: RequestId) -> Option<(&Queue, &Entry)> {
         let queue = self.queues.get(self.requests.get(id)?.queue)?;
         let subsystem = match queue.role {
             Role::Io { subsystem, .. } => subsystem,
@@ -275,13 +291,23 @@ impl Shard {
             },
             Role::Unconnected | Role::Connecting { .. } => return None,
         };
-        self.subsystems.get(subsystem)
+        Some((queue, self.subsystems.get(subsystem)?))
     }
 
     fn next_flush(&mut self, id: RequestId, mut from: u32, out: bool) -> Next {
-        let Some(entry) = self.flushed_subsystem(id) else { return rest(out) };
+        let Some((queue, entry)) = self.flushed_subsystem(id) else { return rest(out) };
         while let Some((nsid, key)) = entry.next_backend(from) {
             from = nsid.saturating_add(1);
+            // What was acknowledged while the cache was on has to be kept, whatever the host may do now.
+            if queue.is_io()
+                && let Some(status) = self.refusal(entry, queue, nsid)
+            {
+                // One that is hidden is none of all.
+                if status.same_code(Status::INVALID_NAMESPACE) {
+                    continue;
+                }
+                return fail(status);
+            }
             let Some(backend) = self.subsystems.backends.get(key) else { continue };
             if !backend.bounds.volatile_write_cache {
                 continue;

@@ -1,5 +1,7 @@
 //! Whose queues are on this shard, and how much of the pool each host holds.
 
+use nvme::Nqn;
+
 use super::message::Host;
 use super::table::{Key, Table};
 
@@ -37,6 +39,11 @@ impl Hosts {
     /// The entry of everyone who has not said who they are.
     pub(crate) fn anonymous(&self) -> Key {
         self.anonymous
+    }
+
+    /// What a host calls itself.
+    pub(crate) fn name(&self, key: Key) -> Option<&Nqn> {
+        Some(&self.table.get(key)?.host.as_ref()?.nqn)
     }
 
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut Entry> {

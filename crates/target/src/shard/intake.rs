@@ -189,9 +189,7 @@ impl Shard {
                 }
                 self.classify_admin(cntlid, sqe)
             }
-            Role::Io { subsystem, .. } => {
-                self.classify_io(subsystem, sqe, queue.share.write_through())
-            }
+            Role::Io { subsystem, .. } => self.classify_io(subsystem, queue, sqe),
         }
     }
 

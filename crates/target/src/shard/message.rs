@@ -27,6 +27,7 @@ use nvme::{HostId, Nqn, Status};
 
 use super::fence::Device;
 use super::queue::QueueShare;
+use crate::configuration::ListenerId;
 use crate::log_page::Failure;
 use crate::{DisconnectReason, QueueId, RequestId, ShardIndex};
 
@@ -56,8 +57,8 @@ pub(crate) struct PauseKey {
 pub(crate) enum Body {
     /// To the owner of `cntlid`: may this I/O queue of mine join the controller?
     Attach(Box<Attach>),
-    /// Its answer.
-    Attached { attach: Box<Attach>, result: Result<(), Refusal> },
+    /// Its answer; if it may, with the listener that the controller's host connected to.
+    Attached { attach: Box<Attach>, result: Result<Option<ListenerId>, Refusal> },
     /// To the owner: this queue is no more, and nothing of it is in a device (or that is fenced).
     Detached { cntlid: u16, qid: u16, queue: QueueId },
     /// To a queue's shard: end it.
@@ -113,6 +114,8 @@ pub(crate) struct Roll {
     pub(crate) asker: ShardIndex,
     pub(crate) request: RequestId,
     pub(crate) subsystem: Nqn,
+    /// Only controllers that see this namespace, if one is named.
+    pub(crate) namespace: Option<u32>,
     /// The least identifier that is asked for.
     pub(crate) from: u16,
     /// Those found so far, ascending, no more than a list holds.

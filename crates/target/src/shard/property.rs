@@ -49,7 +49,7 @@ impl Shard {
             Kind::Nvm(key) => self
                 .subsystems
                 .get(key)
-                .map_or_else(Limits::default, |entry| *entry.subsystem.limits()),
+                .map_or_else(Limits::default, |entry| *entry.subsystem().limits()),
         };
         Capabilities {
             mqes: limits.queue_depth.saturating_sub(1),

@@ -18,6 +18,7 @@ use super::pledges::{Pledge, Pledges};
 use super::request::Requests;
 use super::table::{Key, Table};
 use super::waiting::Waiting;
+use crate::configuration::ListenerId;
 use crate::{DisconnectReason, Instant, PortId, QueueId, QueueInfo, RequestId};
 
 /// The shard's queues.
@@ -57,6 +58,8 @@ pub(crate) struct Queue {
     pub(crate) port: PortId,
     pub(crate) info: QueueInfo,
     pub(crate) role: Role,
+    /// The listener that its controller's host connected to, if it is known.
+    pub(crate) listener: Option<ListenerId>,
     /// Entries of the submission queue; commands outstanding never exceed it.
     pub(crate) entries: u16,
     pub(crate) sqhd: u16,
@@ -102,6 +105,7 @@ impl Queue {
             port,
             info,
             role: Role::Unconnected,
+            listener: None,
             entries: 1,
             sqhd: 0,
             flow_control: true,

@@ -87,7 +87,7 @@ impl Shard {
             cntlid: *cntlid,
             subsystem: match controller.kind {
                 Kind::Discovery => None,
-                Kind::Nvm(key) => self.subsystems.get(key).map(|it| it.subsystem.nqn().clone()),
+                Kind::Nvm(key) => self.subsystems.get(key).map(|it| it.subsystem().nqn().clone()),
             },
             host: controller.host.nqn.clone(),
             host_id: controller.host.id,

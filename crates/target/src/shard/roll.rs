@@ -5,7 +5,7 @@
 //! A controller that has lost its admin queue and waits for its last writes is not in it.
 
 use nvme::Nqn;
-use nvme::admin::Command;
+use nvme::admin::{Command, Identify};
 use nvme::identify::CONTROLLER_LIST_MAX;
 
 use super::Shard;
@@ -13,22 +13,40 @@ use super::controller::{Ending, Kind};
 use super::message::{Body, Roll};
 use super::queue::Role;
 use super::request::Task;
+use crate::identify;
 use crate::{RequestId, ShardIndex};
 
 impl Shard {
-    /// Asks all shards for the controllers of this subsystem from this identifier on.
-    pub(super) fn ask_for_controllers(&mut self, id: RequestId, subsystem: Nqn, from: u16) {
+    /// Asks all shards for the controllers of this subsystem that the command is about.
+    pub(super) fn ask_for_controllers(
+        &mut self,
+        id: RequestId,
+        subsystem: Nqn,
+        nsid: u32,
+        command: Identify,
+    ) {
         self.park(id);
-        let cntlids = Vec::new();
-        let roll = Roll { asker: self.index, request: id, subsystem, from, cntlids };
+        let roll = Roll {
+            asker: self.index,
+            request: id,
+            subsystem,
+            namespace: identify::is_about_attached(&command).then_some(nsid),
+            from: command.cntid,
+            cntlids: Vec::new(),
+        };
         self.send(ShardIndex(0), Body::CallRoll(Box::new(roll)));
     }
 
     /// A roll comes by: the controllers of this shard join it.
     pub(super) fn call_roll(&mut self, mut roll: Box<Roll>) {
-        if let Some(key) = self.subsystems.find(&roll.subsystem) {
+        let found = self.subsystems.find(&roll.subsystem);
+        if let Some((key, entry)) = found.and_then(|key| Some((key, self.subsystems.get(key)?))) {
+            let namespace = roll.namespace.map(|nsid| entry.subsystem().namespace(nsid));
             let own = self.controllers.range(roll.from..).filter(|(_, controller)| {
-                controller.kind == Kind::Nvm(key) && controller.ending != Some(Ending::Dead)
+                let sees = namespace.is_none_or(|namespace| {
+                    namespace.is_some_and(|it| it.is_active_for(&controller.host.nqn))
+                });
+                controller.kind == Kind::Nvm(key) && controller.ending != Some(Ending::Dead) && sees
             });
             roll.cntlids.extend(own.map(|(cntlid, _)| *cntlid).take(CONTROLLER_LIST_MAX));
             roll.cntlids.sort_unstable();

@@ -314,9 +314,14 @@ impl World {
     }
 
     pub(crate) fn open(&mut self, shard: usize) -> Wire {
+        self.open_at(shard, "127.0.0.1:4420")
+    }
+
+    /// A connection that came in by this address.
+    pub(crate) fn open_at(&mut self, shard: usize, local: &str) -> Wire {
         let info = QueueInfo {
             transport: TransportType::Tcp,
-            local: "127.0.0.1:4420".parse().unwrap(),
+            local: local.parse().unwrap(),
             peer: "127.0.0.1:50000".parse().unwrap(),
             in_capsule_limit: 8192,
         };
@@ -423,7 +428,17 @@ impl World {
 
     #[track_caller]
     pub(crate) fn controller_of(&mut self, shard: usize, attempt: &Attempt) -> (Wire, u16) {
-        let wire = self.open(shard);
+        self.controller_at(shard, "127.0.0.1:4420", attempt)
+    }
+
+    #[track_caller]
+    pub(crate) fn controller_at(
+        &mut self,
+        shard: usize,
+        local: &str,
+        attempt: &Attempt,
+    ) -> (Wire, u16) {
+        let wire = self.open_at(shard, local);
         let finished = self.connect(wire, attempt).ok();
         self.set_cc(wire, ENABLED);
         assert!(self.csts(wire).rdy);

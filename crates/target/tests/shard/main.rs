@@ -10,6 +10,7 @@
 )]
 
 mod abort;
+mod access;
 mod buffers;
 mod change;
 mod connect;

@@ -14,7 +14,7 @@ use std::fmt;
 use nvme::admin::{self, GetLogPage, Identify};
 use nvme::event::Event as AsyncEvent;
 use nvme::fabrics::ConnectResult;
-use nvme::log::LogPage;
+use nvme::log::{AnaState, LogPage};
 use nvme::register::{ControllerStatus, ShutdownStatus};
 use nvme::{Cqe, Sgl, Sqe, Status};
 
@@ -43,6 +43,7 @@ pub enum Job {
     ActiveList,
     Size(u32),
     ChangedLog,
+    Paths,
     EventRequest,
     KeepAlive,
     Abort(u64),
@@ -155,9 +156,13 @@ pub struct Host {
     pub write_through: bool,
     /// Namespaces that it knows of, with their sizes.
     pub known: BTreeMap<u32, Option<u64>>,
+    /// The group of each, and the state of its path.
+    pub paths: BTreeMap<u32, (u32, AnaState)>,
     /// It has been told of an event and not finished looking.
     pub looking: bool,
     pub(super) masked: bool,
+    /// The same of its paths.
+    pub(super) paths_masked: bool,
     pub(super) event_requests: u32,
     /// Writes that were never answered, and on which queue.
     pub unknown: Vec<(WriteId, u16)>,
@@ -192,8 +197,10 @@ impl Host {
             silent: false,
             write_through: false,
             known: BTreeMap::new(),
+            paths: BTreeMap::new(),
             looking: false,
             masked: false,
+            paths_masked: false,
             event_requests: 0,
             unknown: Vec::new(),
             claims: BTreeMap::new(),
@@ -206,6 +213,13 @@ impl Host {
     /// Its admin queue, while it has one.
     pub(super) fn admin(&self) -> Option<&HostQueue> {
         self.queues.first().and_then(Option::as_ref)
+    }
+
+    /// Whether it waits for what it has asked about its namespaces and paths.
+    pub(super) fn is_still_looking(&self) -> bool {
+        self.unanswered().iter().any(|(_, command)| {
+            matches!(command.job, Job::Size(_) | Job::ActiveList | Job::ChangedLog | Job::Paths)
+        })
     }
 
     /// Commands that have not been answered, apart from those that wait for events.
@@ -485,7 +499,7 @@ impl World {
                 self.drop_io_queues(host);
                 let me = &mut self.hosts[host];
                 me.write_through = false;
-                me.masked = false;
+                (me.masked, me.paths_masked) = (false, false);
                 me.looking = false;
                 let dead: Vec<_> = me.unknown.drain(..).map(|(id, _)| id).collect();
                 me.phase = Phase::Preparing;
@@ -511,7 +525,8 @@ impl World {
                     .collect();
                 let me = &mut self.hosts[host];
                 me.known = nsids.iter().map(|nsid| (*nsid, None)).collect();
-                me.looking = !nsids.is_empty();
+                me.looking = true;
+                self.ask_for_paths(host);
                 for nsid in nsids {
                     let identify = Identify { cns: 0, ..Identify::default() };
                     let sqe = admin::Command::Identify(identify).to_sqe(nsid);
@@ -526,11 +541,9 @@ impl World {
                     me.known.remove(&nsid);
                 }
                 let me = &mut self.hosts[host];
-                let still = me.unanswered().iter().any(|(_, command)| {
-                    matches!(command.job, Job::Size(_) | Job::ActiveList | Job::ChangedLog)
-                });
-                me.looking = still;
+                me.looking = me.is_still_looking();
             }
+            Job::Paths if ok => self.paths_read(host, data),
             Job::ChangedLog if ok => {
                 self.hosts[host].masked = false;
                 self.ask_for_list(host);
@@ -542,6 +555,9 @@ impl World {
                     return;
                 }
                 let event = AsyncEvent::from_dw0(cqe.dw0());
+                if event == Ok(AsyncEvent::ANA_CHANGE) {
+                    return self.paths_changed(host);
+                }
                 assert_eq!(
                     event,
                     Ok(AsyncEvent::NAMESPACE_CHANGED),

@@ -41,7 +41,7 @@ impl World {
             Job::Stop => set(Configuration { shn: ShutdownNotification::Normal, ..enabled }),
             Job::AwaitReady | Job::AwaitDisabled | Job::AwaitStopped => status,
             Job::Queues => feature(SetFeatures::new(Feature::NumberOfQueues, 0x0007_0007)),
-            Job::WantEvents => feature(SetFeatures::new(Feature::AsynchronousEvents, 0x100)),
+            Job::WantEvents => feature(SetFeatures::new(Feature::AsynchronousEvents, 0x900)),
             Job::WriteThrough => {
                 if !self.random.permille(150) {
                     return self.next_in_script(host);
@@ -186,7 +186,7 @@ impl World {
         me.claims.clear();
         me.silent = false;
         me.write_through = false;
-        me.masked = false;
+        (me.masked, me.paths_masked) = (false, false);
         me.looking = false;
         me.event_requests = 0;
         me.sweep = None;

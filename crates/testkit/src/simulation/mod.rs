@@ -24,6 +24,7 @@ pub mod host;
 pub mod life;
 pub mod operator;
 pub mod oracle;
+mod paths;
 pub mod scenario;
 pub mod trace;
 pub mod wire;
@@ -186,8 +187,12 @@ fn rest(world: &mut World) {
             phase => panic!("host {number} does not get to work: {phase:?}"),
         }
         let known: Vec<u32> = host.known.keys().copied().collect();
-        let active = world.operator.active(host.subsystem);
-        assert_eq!(known, active, "host {number} was not told of every change");
+        let active = world.operator.active(host);
+        assert!(known.iter().eq(active.keys()), "host {number} was not told of every change");
+        for (nsid, expected) in &active {
+            let believed = host.paths.get(nsid);
+            assert_eq!(believed, Some(expected), "host {number}: the path to namespace {nsid}");
+        }
         for (nsid, size) in &host.known {
             let place = usize::try_from(*nsid - 1).unwrap();
             let disk = world.operator.places[host.subsystem][place];

@@ -1,16 +1,21 @@
-//! Whoever runs the target: changes the configuration while it serves, pauses namespaces, pulls disks out,
-//! and pulls the plug.
+//! Whoever runs the target: changes the configuration while it serves, opens and closes paths, hides namespaces, pauses
+//! them, pulls disks out, and pulls the plug.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use nvme::Nqn;
+use nvme::address::{TransportAddress, TransportType};
+use nvme::log::AnaState;
 use target::Instant;
 use target::configuration::{
-    Configuration, ConfigurationBuilder, Hosts, Limits, NamespaceOptions, NamespaceState,
-    SubsystemOptions,
+    Ana, AnaStates, Configuration, ConfigurationBuilder, Hosts, Limits, Listener, ListenerId,
+    NamespaceOptions, NamespaceState, Subsystem, SubsystemOptions, View,
 };
 use target::shard::PauseId;
 
+use super::host::Host;
 use super::scenario::{MS, SECOND, Scenario};
 use super::wire::IN_CAPSULE;
 use super::world::{Event, World};
@@ -20,6 +25,20 @@ use crate::disk::Disk;
 /// The name of a host.
 pub fn host_name(identity: usize) -> Nqn {
     format!("nqn.2026-11.test.hosts:host{identity}").parse().unwrap()
+}
+
+/// The port that a host connects to, as its listener's number and as an address.
+pub fn way_in(host: usize) -> SocketAddr {
+    listeners()[host % 2].address.socket()
+}
+
+/// The two ways in.
+fn listeners() -> [Listener; 2] {
+    [1, 2].map(|id| {
+        let traddr = "192.0.2.1".parse().unwrap();
+        let address = TransportAddress { trtype: TransportType::Tcp, traddr, trsvcid: 4420 + id };
+        Listener { id: ListenerId(id), address }
+    })
 }
 
 /// The operator.
@@ -81,6 +100,9 @@ impl Operator {
             bad: Vec::new(),
         };
         let mut builder = operator.configuration.change();
+        for listener in listeners() {
+            builder.add_listener(listener).unwrap();
+        }
         for subsystem in 0..scenario.subsystems {
             operator.add_subsystem(&mut builder, subsystem, random, disks);
         }
@@ -101,8 +123,12 @@ impl Operator {
         } else {
             (0..self.names).map(host_name).collect()
         };
-        let options =
-            SubsystemOptions { hosts, limits: self.limits, ..SubsystemOptions::default() };
+        let options = SubsystemOptions {
+            hosts,
+            limits: self.limits,
+            ana: Some(Ana::default()),
+            ..SubsystemOptions::default()
+        };
         builder.add_subsystem(nqn.clone(), options).unwrap();
         for (nsid, disk) in (1..).zip(&self.places[subsystem]) {
             let disk = Arc::clone(&disks[*disk]);
@@ -110,11 +136,16 @@ impl Operator {
         }
     }
 
-    /// NSIDs that a host of this subsystem finds in the list of active namespaces.
-    pub fn active(&self, subsystem: usize) -> Vec<u32> {
-        self.configuration.subsystem(&self.subsystems[subsystem]).map_or_else(Vec::new, |found| {
-            found.active_after(0).map(|namespace| namespace.nsid()).collect()
-        })
+    /// NSIDs that a host finds in the list of active namespaces, each with its group and the state of its path.
+    pub fn active(&self, host: &Host) -> BTreeMap<u32, (u32, AnaState)> {
+        let Some(subsystem) = self.configuration.subsystem(&self.subsystems[host.subsystem]) else {
+            return BTreeMap::new();
+        };
+        let name = host_name(host.identity);
+        let listener = Some(listeners()[host.number % 2].id);
+        let view = View { subsystem, host: &name, listener };
+        let all = view.active_after(0);
+        all.map(|it| (it.nsid(), (it.ana_group(), view.ana_state(it)))).collect()
     }
 
     /// Whether the device of a namespace is there.
@@ -238,7 +269,7 @@ impl World {
         let place = self.random.index(self.operator.places[subsystem].len());
         let disk = self.operator.places[subsystem][place];
         let nsid = u32::try_from(place + 1).unwrap();
-        let what = self.random.below(12);
+        let what = self.random.below(18);
         match what {
             0 => {
                 let blocks = self.random.between(1, self.disks[disk].whole_size());
@@ -294,14 +325,18 @@ impl World {
                 builder.set_namespace_state(&nqn, nsid, NamespaceState::Removing(device()))
             }
             (9, Some(_)) => builder.set_namespace_state(&nqn, nsid, NamespaceState::Waiting),
-            (10, Some(before)) => match before.namespace(nsid) {
+            (10 | 14..=16, Some(before)) => match before.namespace(nsid) {
                 Some(namespace) => {
-                    let mut options = namespace.options().clone();
-                    options.read_only = !options.read_only;
+                    let options = self.other_options(what, namespace.options().clone());
                     builder.change_namespace(&nqn, options)
                 }
                 None => Ok(()),
             },
+            (12 | 13, Some(before)) => {
+                let options = before.options().clone();
+                let ana = Some(self.other_states(&before));
+                builder.change_subsystem(&nqn, SubsystemOptions { ana, ..options })
+            }
             (_, Some(_)) => {
                 builder.set_namespace_state(&nqn, nsid, NamespaceState::Ready(device()))
             }
@@ -316,13 +351,74 @@ impl World {
                 configuration.version()
             )
         });
+        self.put_in_force(configuration);
+    }
+
+    /// What a namespace is to be instead: protected or not, in another group, hidden from a host or not.
+    fn other_options(&mut self, what: u64, mut options: NamespaceOptions) -> NamespaceOptions {
+        match what {
+            10 => options.read_only = !options.read_only,
+            14 => options.ana_group = u32::try_from(self.random.between(1, 3)).unwrap(),
+            _ => {
+                let names = 0..self.operator.names;
+                let hidden = self.random.index(self.operator.names);
+                options.visible_to = match options.visible_to {
+                    Hosts::Any => names.filter(|at| *at != hidden).map(host_name).collect(),
+                    Hosts::Listed(_) => Hosts::Any,
+                };
+            }
+        }
+        options
+    }
+
+    fn put_in_force(&mut self, configuration: Arc<Configuration>) {
         self.operator.changed_at = self.now;
         self.operator.configuration = Arc::clone(&configuration);
         self.publish(&configuration);
     }
 
-    /// The operator lets go: disks are well, nothing is paused.
+    /// Other states of the paths to a subsystem: all groups of a listener, or one.
+    fn other_states(&mut self, before: &Subsystem) -> Ana {
+        let changed = self.random.index(2);
+        let state = *self.random.pick(AnaState::ALL);
+        let group = u32::try_from(self.random.below(4)).unwrap();
+        let states = listeners().into_iter().enumerate().map(|(at, listener)| {
+            let known = before.options().ana.as_ref().and_then(|ana| ana.states(Some(listener.id)));
+            let mut states = known.cloned().unwrap_or_default();
+            match group {
+                _ if at != changed => {}
+                0 => states = AnaStates { every: state, ..AnaStates::default() },
+                group => drop(states.groups.insert(group, state)),
+            }
+            (listener.id, states)
+        });
+        states.collect()
+    }
+
+    /// Opens all paths, as far as they are closed: who is to read everything has to be able to.
+    fn open_paths(&mut self) {
+        let mut builder = self.operator.configuration.change();
+        for subsystem in self.operator.configuration.subsystems() {
+            let options = subsystem.options().clone();
+            if options.ana != Some(Ana::default()) {
+                let ana = Some(Ana::default());
+                builder
+                    .change_subsystem(subsystem.nqn(), SubsystemOptions { ana, ..options })
+                    .unwrap();
+            }
+        }
+        let configuration = builder.build().unwrap();
+        self.trace.note(self.now, &[26], || {
+            format!("configuration {}: all paths are open", configuration.version())
+        });
+        self.put_in_force(configuration);
+    }
+
+    /// The operator lets go: disks are well, nothing is paused, no path is closed.
     pub fn operator_rests(&mut self) {
+        if self.scenario.changes > 0 {
+            self.open_paths();
+        }
         for disk in &self.disks {
             disk.calm();
         }

@@ -12,6 +12,7 @@ use nvme::address::TransportType;
 use nvme::{Cqe, Sqe, Status};
 use target::{Action, CommandRefused, DisconnectReason, PortId, QueueId, QueueInfo, RequestId};
 
+use super::operator::way_in;
 use super::scenario::US;
 use super::world::{Event, World};
 
@@ -278,7 +279,7 @@ impl World {
         if self.connections[number].target == Target::Unseen {
             let info = QueueInfo {
                 transport: TransportType::Tcp,
-                local: "192.0.2.1:4420".parse().unwrap(),
+                local: way_in(self.connections[number].host),
                 peer: "192.0.2.2:50000".parse().unwrap(),
                 in_capsule_limit: IN_CAPSULE,
             };

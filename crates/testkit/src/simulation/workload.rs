@@ -213,7 +213,6 @@ impl World {
 
     /// Disks that a flush certainly covers.
     fn flushes(&self, host: usize, nsid: u32) -> Vec<usize> {
-        let subsystem = self.hosts[host].subsystem;
         if nsid != NSID_ALL {
             return self.place(host, nsid).map(|place| place.disk).into_iter().collect();
         }
@@ -223,8 +222,8 @@ impl World {
         if !settled {
             return Vec::new();
         }
-        let nsids = self.operator.active(subsystem);
-        nsids.iter().filter_map(|nsid| self.place(host, *nsid)).map(|place| place.disk).collect()
+        let nsids = self.operator.active(&self.hosts[host]);
+        nsids.keys().filter_map(|nsid| self.place(host, *nsid)).map(|place| place.disk).collect()
     }
 
     fn deallocate(

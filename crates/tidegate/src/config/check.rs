@@ -10,7 +10,7 @@ use rustix::thread::CpuSet;
 use toml::Spanned;
 
 use super::quantity::Size;
-use super::{Config, ConfigError, Device, Source, Subsystem, Tcp, nqn};
+use super::{Config, ConfigError, Device, Listener, Referral, Source, Subsystem, Tcp, nqn};
 
 /// Namespaces of one subsystem.
 const MAX_NAMESPACES: usize = 1024;
@@ -34,6 +34,9 @@ pub(super) fn check(config: &Config, source: &Source) -> Check {
             let problem = format!("{:?} is the name of an earlier subsystem too", name.get_ref());
             return Err(source.error(name.span(), format!("{key}.nqn"), problem));
         }
+    }
+    for (index, entry) in config.referrals.iter().enumerate() {
+        referral(entry, &format!("referrals[{index}]"), source)?;
     }
     Ok(())
 }
@@ -172,6 +175,7 @@ fn subsystem(
         return Err(source.error(entry.span(), format!("{key}.listeners"), problem));
     }
     for (index, listener) in subsystem.listeners.iter().enumerate() {
+        ana(subsystem, listener.get_ref(), &format!("{key}.listeners[{index}]"), source)?;
         let address = listener.get_ref().address;
         if let Err(problem) = reachable(address) {
             let key = format!("{key}.listeners[{index}].address");
@@ -195,6 +199,9 @@ fn subsystem(
             let problem = format!("{nsid} is an earlier namespace's too");
             return Err(source.error(namespace.nsid.span(), format!("{key}.nsid"), problem));
         }
+        for (index, host) in namespace.hosts.iter().flatten().enumerate() {
+            nqn(source, &format!("{key}.hosts[{index}]"), host)?;
+        }
         let device = &namespace.device;
         if !devices.contains_key(device.get_ref()) {
             let known: Vec<_> = devices.keys().map(String::as_str).collect();
@@ -211,6 +218,35 @@ fn subsystem(
         }
     }
     Ok(())
+}
+
+/// The states of a listener: nobody would be told of them if they were not reported.
+fn ana(subsystem: &Subsystem, listener: &Listener, key: &str, source: &Source) -> Check {
+    for (group, state) in &listener.ana_groups {
+        let refused = |problem: String| {
+            Err(source.error(state.span(), format!("{key}.ana_groups.{group}"), problem))
+        };
+        let number = group.parse().ok().filter(|number| (1..=MAX_NAMESPACES).contains(number));
+        if number.is_none() {
+            return refused(format!("is no ANA group: they are 1 to {MAX_NAMESPACES}"));
+        }
+        if !subsystem.ana_reporting {
+            return refused("needs ana_reporting = true in the subsystem".to_owned());
+        }
+    }
+    Ok(())
+}
+
+fn referral(entry: &Spanned<Referral>, key: &str, source: &Source) -> Check {
+    let referral = entry.get_ref();
+    if referral.port == 0 {
+        let problem = "must be 1 or more";
+        return Err(source.error(entry.span(), format!("{key}.port"), problem));
+    }
+    match &referral.nqn {
+        Some(text) => nqn(source, &format!("{key}.nqn"), text).map(drop),
+        None => Ok(()),
+    }
 }
 
 /// Whether this machine has the address. What nobody could listen on is the target's own to refuse.

@@ -22,9 +22,10 @@ pub(super) fn objects(
     let device =
         config.devices.iter().next().map(|(name, it)| (it.span(), format!("devices.{name}")));
     let subsystem = || config.subsystems.first().map(|it| (it.span(), "subsystems[0]".to_owned()));
-    if let Some((span, key)) = device.or_else(subsystem) {
+    let referral = || config.referrals.first().map(|it| (it.span(), "referrals[0]".to_owned()));
+    if let Some((span, key)) = device.or_else(subsystem).or_else(referral) {
         let problem = format!(
-            "devices and subsystems come from {} already: leave these out, or --json",
+            "devices, subsystems and referrals come from {} already: leave these out, or --json",
             path.display()
         );
         return Err(source.error(span, key, problem));

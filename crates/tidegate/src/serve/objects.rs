@@ -1,12 +1,14 @@
 //! The objects of the configuration file, in the form in which the control plane knows them.
 
+use std::net::IpAddr;
 use std::ops::Range;
 
 use control::objects::{
-    Address, Device, DeviceKind, Direct, FileMethod, Latencies, Namespace, Objects, Subsystem,
-    Transport, Trtype,
+    Address, AnaStates, Device, DeviceKind, Direct, FileMethod, Latencies, Namespace, Objects,
+    Referral, Subsystem, Transport, Trtype,
 };
 use control::state::State;
+use nvme::Nqn;
 use target::configuration::{
     Configuration, ConfigurationError, MAX_CONTROLLER_ID, MAX_NAMESPACES, Subject,
 };
@@ -42,6 +44,17 @@ pub(super) fn of(config: &Config, source: &Source) -> Result<Objects, ConfigErro
     for (index, entry) in config.subsystems.iter().enumerate() {
         let object = subsystem(entry.get_ref(), source, &format!("subsystems[{index}].nqn"))?;
         objects.subsystems.insert(object.nqn.clone(), object);
+    }
+    for (index, entry) in config.referrals.iter().enumerate() {
+        let config::Referral { transport, address, port, nqn, secure_channel } = entry.get_ref();
+        let subnqn = match nqn {
+            Some(text) => config::nqn(source, &format!("referrals[{index}].nqn"), text)?,
+            None => Nqn::discovery(),
+        };
+        let address = self::address(*transport, *address, *port);
+        let referral =
+            Referral { address, subnqn: subnqn.clone(), secure_channel: *secure_channel };
+        objects.referrals.insert((address, subnqn), referral);
     }
     match check(&objects, config) {
         Ok(()) => Ok(objects),
@@ -112,9 +125,25 @@ fn subsystem(
 ) -> Result<Subsystem, ConfigError> {
     let namespaces = subsystem.namespaces.iter().map(|entry| {
         let namespace = entry.get_ref();
-        let device = namespace.device.get_ref().clone();
-        let (uuid, nguid) = (namespace.uuid, namespace.nguid);
-        (*namespace.nsid.get_ref(), Namespace { device, uuid, nguid })
+        let hosts = namespace.hosts.iter().flatten();
+        let object = Namespace {
+            device: namespace.device.get_ref().clone(),
+            uuid: namespace.uuid,
+            nguid: namespace.nguid,
+            anagrpid: namespace.ana_group,
+            no_auto_visible: namespace.hosts.is_some(),
+            hosts: hosts.map(|host| host.get_ref().clone()).collect(),
+        };
+        (*namespace.nsid.get_ref(), object)
+    });
+    let listeners = subsystem.listeners.iter().map(|entry| {
+        let listener = entry.get_ref();
+        let mut states = AnaStates { every: listener.ana_state, ..AnaStates::default() };
+        for (group, state) in &listener.ana_groups {
+            // Checked: each is a number.
+            states.set(group.parse().ok(), *state.get_ref());
+        }
+        (address_of(listener), states)
     });
     Ok(Subsystem {
         nqn: config::nqn(source, key, &subsystem.nqn)?,
@@ -125,17 +154,21 @@ fn subsystem(
         max_namespaces: MAX_NAMESPACES,
         min_cntlid: 1,
         max_cntlid: MAX_CONTROLLER_ID,
-        ana_reporting: false,
+        ana_reporting: subsystem.ana_reporting,
         namespaces: namespaces.collect(),
-        listeners: subsystem.listeners.iter().map(|entry| address(entry.get_ref())).collect(),
+        listeners: listeners.collect(),
     })
 }
 
-fn address(listener: &config::Listener) -> Address {
-    let trtype = match listener.transport {
+fn address_of(listener: &config::Listener) -> Address {
+    address(listener.transport, listener.address, listener.port)
+}
+
+fn address(transport: config::Transport, traddr: IpAddr, trsvcid: u16) -> Address {
+    let trtype = match transport {
         config::Transport::Tcp => Trtype::Tcp,
     };
-    Address { trtype, traddr: listener.address, trsvcid: listener.port }
+    Address { trtype, traddr, trsvcid }
 }
 
 /// A refusal of the target, with the place of what it refuses.
@@ -176,7 +209,7 @@ fn namespace_at(config: &Config, nqn: &str, nsid: u32) -> Place {
 fn listener_at(config: &Config, wanted: Address) -> Place {
     config.subsystems.iter().enumerate().find_map(|(index, entry)| {
         let mut listeners = entry.get_ref().listeners.iter().enumerate();
-        let (number, listener) = listeners.find(|(_, it)| address(it.get_ref()) == wanted)?;
+        let (number, listener) = listeners.find(|(_, it)| address_of(it.get_ref()) == wanted)?;
         Some((listener.span(), format!("subsystems[{index}].listeners[{number}]")))
     })
 }

@@ -82,11 +82,21 @@ fn a_document_is_loaded_whole_or_not_at_all() {
         ),
         (
             vec![
+                json!({ "method": "nvmf_create_transport", "params": { "trtype": "TCP" } }),
                 subsystem.clone(),
                 json!({ "method": "nvmf_subsystem_add_listener", "params": listener }),
             ],
             -32602,
             "127.0.0.1",
+        ),
+        (
+            vec![
+                subsystem.clone(),
+                json!({ "method": "nvmf_subsystem_add_listener", "params": listener }),
+                json!({ "method": "nvmf_create_transport", "params": { "trtype": "TCP" } }),
+            ],
+            -32602,
+            "config[2], nvmf_subsystem_add_listener: Invalid parameters: Unable to find TCP transport",
         ),
         (
             // What the target refuses is known before a file is made.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::cast_possible_truncation, clippy::missing_panics_doc, missing_docs)]
 
+mod access;
 mod client;
 mod connections;
 mod documents;

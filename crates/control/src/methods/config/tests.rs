@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::objects::{Address, Latencies, Namespace, Trtype};
+use crate::objects::{Address, Latencies, Namespace, Referral, Trtype};
 
 fn nqn(name: &str) -> Nqn {
     format!("nqn.2026-11.io.tidegate:{name}").parse().unwrap()
@@ -127,17 +127,44 @@ fn addresses() -> impl Strategy<Value = Address> {
     })
 }
 
+fn ana_state() -> impl Strategy<Value = AnaState> {
+    (0..AnaState::ALL.len()).prop_map(|at| AnaState::ALL[at].0)
+}
+
+/// States of groups that there can be, none of them the same as every other's.
+fn ana_states() -> impl Strategy<Value = AnaStates> {
+    (ana_state(), btree_map(1..=8_u32, ana_state(), 0..3)).prop_map(|(every, groups)| {
+        let mut states = AnaStates { every, groups: BTreeMap::new() };
+        for (group, state) in groups {
+            states.set(Some(group), state);
+        }
+        states
+    })
+}
+
+fn referrals() -> impl Strategy<Value = BTreeMap<(Address, Nqn), Referral>> {
+    let names = prop_oneof![Just(Nqn::discovery()), "[a-z]{1,4}".prop_map(|it| nqn(&it))];
+    btree_map((addresses(), names), any::<bool>(), 0..3).prop_map(|all| {
+        let make = |((address, subnqn), secure_channel): ((Address, Nqn), bool)| {
+            let place = (address, subnqn.clone());
+            (place, Referral { address, subnqn, secure_channel })
+        };
+        all.into_iter().map(make).collect()
+    })
+}
+
 /// Subsystems whose namespaces are over these devices.
 fn subsystems(devices: Vec<String>) -> impl Strategy<Value = BTreeMap<Nqn, Subsystem>> {
     let device = (0..devices.len().max(1)).prop_map(move |at| devices.get(at).cloned());
-    let namespace = (device, option::of(uuids()), option::of(uuids()));
+    let seen = (option::of(1..=8_u32), option::of(btree_set("[a-z]{1,4}", 0..3)));
+    let namespace = (device, option::of(uuids()), option::of(uuids()), seen);
     let texts = || option::of("[A-Za-z0-9]{1,20}");
     let about =
-        (texts(), texts(), any::<bool>(), any::<bool>(), 1..=1024_u32, 1..100_u16, 100..60_000_u16);
+        (texts(), texts(), any::<bool>(), any::<bool>(), 8..=1024_u32, 1..100_u16, 100..60_000_u16);
     let inside = (
         btree_set("[a-z]{1,4}", 0..3),
         btree_map(1..=1024_u32, namespace, 0..4),
-        btree_set(addresses(), 0..3),
+        btree_map(addresses(), ana_states(), 0..3),
     );
     btree_map("[a-z]{1,4}", (about, inside), 0..4).prop_map(|subsystems| {
         let make = |name: String, (about, inside)| {
@@ -149,11 +176,31 @@ fn subsystems(devices: Vec<String>) -> impl Strategy<Value = BTreeMap<Nqn, Subsy
                 max_namespaces,
                 min_cntlid,
                 max_cntlid,
-            ) = about;
-            let (hosts, namespaces, listeners): (BTreeSet<String>, BTreeMap<u32, _>, _) = inside;
-            let namespaces = namespaces.into_iter().filter_map(|(nsid, (device, uuid, nguid))| {
-                Some((nsid, Namespace { device: device?, uuid, nguid }))
-            });
+            ): (_, _, _, bool, _, _, _) = about;
+            let (hosts, namespaces, mut listeners): (
+                BTreeSet<String>,
+                BTreeMap<u32, _>,
+                BTreeMap<_, AnaStates>,
+            ) = inside;
+            if !ana_reporting {
+                // Nobody can have set them.
+                for states in listeners.values_mut() {
+                    states.groups.clear();
+                }
+            }
+            let namespaces =
+                namespaces.into_iter().filter_map(|(nsid, (device, uuid, nguid, seen))| {
+                    let (anagrpid, hosts): (_, Option<BTreeSet<String>>) = seen;
+                    let namespace = Namespace {
+                        uuid,
+                        nguid,
+                        anagrpid,
+                        no_auto_visible: hosts.is_some(),
+                        hosts: hosts.iter().flatten().map(|it| nqn(it).to_string()).collect(),
+                        ..Namespace::over(device?)
+                    };
+                    Some((nsid, namespace))
+                });
             let subsystem = Subsystem {
                 nqn: nqn(&name),
                 serial,
@@ -175,11 +222,20 @@ fn subsystems(devices: Vec<String>) -> impl Strategy<Value = BTreeMap<Nqn, Subsy
 
 fn all_objects() -> impl Strategy<Value = Objects> {
     devices().prop_flat_map(|(devices, names)| {
-        (Just(devices), transports(), subsystems(names)).prop_map(
-            |(devices, transport, subsystems)| Objects {
-                devices,
-                transports: transport.into_iter().map(|it| (it.trtype, it)).collect(),
-                subsystems,
+        (Just(devices), transports(), subsystems(names), referrals()).prop_map(
+            |(devices, transport, mut subsystems, referrals)| {
+                if transport.is_none() {
+                    // Without one there is nothing to listen on.
+                    for subsystem in subsystems.values_mut() {
+                        subsystem.listeners.clear();
+                    }
+                }
+                Objects {
+                    devices,
+                    transports: transport.into_iter().map(|it| (it.trtype, it)).collect(),
+                    subsystems,
+                    referrals,
+                }
             },
         )
     })
@@ -190,6 +246,15 @@ proptest! {
     fn a_document_of_ours_makes_the_same_state(wanted in all_objects()) {
         let document = document(&State::from(wanted.clone())).unwrap();
         prop_assert_eq!(objects(&document.to_string()).unwrap(), wanted);
+    }
+
+    #[test]
+    fn what_is_stored_is_what_is_read(wanted in all_objects()) {
+        let state = State::from(wanted.clone());
+        let changes = State::default().changes(&state).unwrap();
+        let stored: Vec<_> =
+            changes.into_iter().filter_map(|it| Some((it.key, it.value?))).collect();
+        prop_assert_eq!(crate::state::read(&stored).unwrap(), wanted);
     }
 
     #[test]
@@ -240,6 +305,29 @@ fn errors_name_the_place() {
     {
         assert_eq!(objects(document).unwrap_err().code, -32602, "{document}");
     }
+}
+
+#[test]
+fn a_listener_needs_its_transport_first() {
+    let name = "nqn.2026-11.io.tidegate:it";
+    let address = json!({ "trtype": "TCP", "traddr": "192.0.2.1", "trsvcid": "4420" });
+    let listen = json!({
+        "method": "nvmf_subsystem_add_listener",
+        "params": { "nqn": name, "listen_address": address },
+    });
+    let create = json!({ "method": "nvmf_create_subsystem", "params": { "nqn": name } });
+    let transport = json!({ "method": "nvmf_create_transport", "params": { "trtype": "TCP" } });
+    let load = |calls: &[&Value]| {
+        let document = json!({ "subsystems": [{ "subsystem": "nvmf", "config": calls }] });
+        objects(&document.to_string())
+    };
+    let refused = load(&[&create, &listen, &transport]).unwrap_err();
+    assert_eq!(refused.code, -32602);
+    for text in ["config[1]", "Invalid parameters", "Unable to find TCP transport", "created first"]
+    {
+        assert!(refused.message.contains(text), "{refused}");
+    }
+    assert_eq!(load(&[&create, &transport, &listen]).unwrap().subsystems.len(), 1);
 }
 
 /// As SPDK writes it: options first, null where there is nothing, batches, keys that mean nothing here.

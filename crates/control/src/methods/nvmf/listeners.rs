@@ -1,43 +1,45 @@
-//! Where a subsystem can be reached.
+//! Where a subsystem can be reached, and how good each of these paths is.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::super::edit::Edit;
-use super::super::reply::invalid;
+use super::super::reply::{internal, invalid};
 use super::super::{Reply, parameters};
 use super::subsystems::OneSubsystem;
 use super::transports::trtype_of;
-use super::{change_subsystem, check_target, nqn_of};
+use super::{change_subsystem, check_target, find, nqn_of};
 use crate::jsonrpc::RpcError;
-use crate::objects::Address;
+use crate::objects::{Address, AnaState, AnaStates};
 use crate::plane::Plane;
 
 /// The port of a listener that names none.
 const DEFAULT_PORT: u16 = 4420;
+/// The parameter that names a listener.
+const LISTEN_ADDRESS: &str = "listen_address";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ListenAddress {
+pub(super) struct ListenAddress {
     trtype: String,
     adrfam: Option<String>,
     traddr: String,
-    trsvcid: Option<Port>,
+    pub(super) trsvcid: Option<Port>,
 }
 
 /// A text, as SPDK has it, or a number, which is what it says.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Port {
+pub(super) enum Port {
     Number(u16),
     Text(String),
 }
 
 impl Port {
-    fn number(&self) -> Result<u16, RpcError> {
+    fn number(&self, name: &str) -> Result<u16, RpcError> {
         let (number, text) = match self {
             Self::Number(number) => (Some(*number), number.to_string()),
             // Rust would take a sign, too.
@@ -45,23 +47,24 @@ impl Port {
             Self::Text(text) => (text.parse().ok(), text.clone()),
         };
         let number = number.filter(|number| *number != 0);
-        number.ok_or_else(|| invalid(format_args!("listen_address.trsvcid: {text} is not a port")))
+        number.ok_or_else(|| invalid(format_args!("{name}.trsvcid: {text} is not a port")))
     }
 }
 
 impl ListenAddress {
-    fn parse(&self) -> Result<Address, RpcError> {
+    /// The address; `name` is that of the parameter.
+    pub(super) fn parse(&self, name: &str) -> Result<Address, RpcError> {
         let trtype = trtype_of(&self.trtype)?;
         let traddr: IpAddr = self.traddr.parse().map_err(|_| {
-            invalid(format_args!("listen_address.traddr: {} is not an IP address", self.traddr))
+            invalid(format_args!("{name}.traddr: {} is not an IP address", self.traddr))
         })?;
         let family = if traddr.is_ipv4() { "ipv4" } else { "ipv6" };
         if let Some(adrfam) = &self.adrfam
             && !adrfam.eq_ignore_ascii_case(family)
         {
-            return Err(invalid(format_args!("listen_address.adrfam: {traddr} is not {adrfam}")));
+            return Err(invalid(format_args!("{name}.adrfam: {traddr} is not {adrfam}")));
         }
-        let trsvcid = self.trsvcid.as_ref().map_or(Ok(DEFAULT_PORT), Port::number)?;
+        let trsvcid = self.trsvcid.as_ref().map_or(Ok(DEFAULT_PORT), |it| it.number(name))?;
         Ok(Address { trtype, traddr, trsvcid })
     }
 }
@@ -84,6 +87,7 @@ struct AddListener {
     listen_address: ListenAddress,
     #[serde(default)]
     secure_channel: bool,
+    ana_state: Option<String>,
 }
 
 pub(in crate::methods) fn add_listener(params: Value) -> Result<Edit, RpcError> {
@@ -92,13 +96,64 @@ pub(in crate::methods) fn add_listener(params: Value) -> Result<Edit, RpcError> 
     if wanted.secure_channel {
         return Err(invalid("secure_channel is not supported"));
     }
-    let (nqn, address) = (nqn_of(&wanted.nqn)?, wanted.listen_address.parse()?);
-    change_subsystem(nqn, move |subsystem| {
-        if subsystem.listeners.insert(address) {
-            Ok(Value::Bool(true))
-        } else {
-            Err(invalid("Listener already exists"))
+    let (nqn, address) = (nqn_of(&wanted.nqn)?, wanted.listen_address.parse(LISTEN_ADDRESS)?);
+    let every = wanted.ana_state.as_deref().map_or(Ok(AnaState::default()), ana_state_of)?;
+    Ok(Box::new(move |state| {
+        let has_transport = state.transports.contains_key(&address.trtype);
+        let subsystem = find(state, &nqn)?;
+        if subsystem.listeners.contains_key(&address) {
+            return Err(invalid("Listener already exists"));
         }
+        if !has_transport {
+            let trtype = address.trtype.as_str();
+            return Err(invalid(format_args!(
+                "Unable to find {trtype} transport. The transport must be created first"
+            )));
+        }
+        let states = AnaStates { every, ..AnaStates::default() };
+        subsystem.listeners.insert(address, states);
+        Ok(Value::Bool(true))
+    }))
+}
+
+fn ana_state_of(name: &str) -> Result<AnaState, RpcError> {
+    AnaState::of_name(name).ok_or_else(|| {
+        let names = AnaState::ALL.map(|(_, name)| name).join(", ");
+        invalid(format_args!("ana_state: {name} is none of {names}"))
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SetAnaState {
+    nqn: String,
+    tgt_name: Option<String>,
+    listen_address: ListenAddress,
+    ana_state: String,
+    /// Zero is every group, as none is.
+    #[serde(default)]
+    anagrpid: u32,
+}
+
+pub(in crate::methods) fn set_ana_state(params: Value) -> Result<Edit, RpcError> {
+    let wanted: SetAnaState = parameters(params)?;
+    check_target(wanted.tgt_name.as_deref())?;
+    let (nqn, address) = (nqn_of(&wanted.nqn)?, wanted.listen_address.parse(LISTEN_ADDRESS)?);
+    let (state, group) = (ana_state_of(&wanted.ana_state)?, wanted.anagrpid);
+    // What SPDK says is its own errno; what is wrong comes after it.
+    let refuse = |what: &str| Err(internal(format_args!("error setting ANA state: -22: {what}")));
+    change_subsystem(nqn, move |subsystem| {
+        if !subsystem.ana_reporting {
+            return refuse("the subsystem was created without ana_reporting");
+        }
+        if group > subsystem.max_namespaces {
+            return refuse("anagrpid is above the highest NSID of the subsystem");
+        }
+        let Some(states) = subsystem.listeners.get_mut(&address) else {
+            return refuse("listen_address: the subsystem does not listen there");
+        };
+        states.set((group != 0).then_some(group), state);
+        Ok(Value::Bool(true))
     })
 }
 
@@ -113,9 +168,9 @@ struct RemoveListener {
 pub(in crate::methods) fn remove_listener(params: Value) -> Result<Edit, RpcError> {
     let wanted: RemoveListener = parameters(params)?;
     check_target(wanted.tgt_name.as_deref())?;
-    let (nqn, address) = (nqn_of(&wanted.nqn)?, wanted.listen_address.parse()?);
+    let (nqn, address) = (nqn_of(&wanted.nqn)?, wanted.listen_address.parse(LISTEN_ADDRESS)?);
     change_subsystem(nqn, move |subsystem| {
-        if subsystem.listeners.remove(&address) {
+        if subsystem.listeners.remove(&address).is_some() {
             Ok(Value::Bool(true))
         } else {
             Err(invalid("listen_address: the subsystem does not listen there"))
@@ -135,15 +190,19 @@ pub(in crate::methods) async fn get_listeners(plane: Arc<Plane>, params: Value) 
     Ok(subsystem
         .listeners
         .iter()
-        .map(|address| {
-            let groups = json!([{ "ana_group": 1, "ana_state": "optimized" }]);
-            let mut listener = json!({ "address": describe(address), "ana_states": groups });
-            if let Some(listener) = listener.as_object_mut()
-                && unbound.contains(address)
-            {
+        .map(|(address, states)| {
+            let mut listener = Map::new();
+            listener.insert("address".to_owned(), describe(address));
+            if subsystem.ana_reporting {
+                let groups = 1..=subsystem.max_namespaces;
+                let state =
+                    |group| json!({ "ana_group": group, "ana_state": states.of(group).name() });
+                listener.insert("ana_states".to_owned(), groups.map(state).collect());
+            }
+            if unbound.contains(address) {
                 listener.insert("tidegate_waiting".to_owned(), Value::Bool(true));
             }
-            listener
+            Value::Object(listener)
         })
         .collect())
 }

@@ -1,9 +1,10 @@
-//! What hosts see: transports, subsystems, namespaces, hosts, listeners; and which of them are connected.
+//! What hosts see: transports, subsystems, namespaces, hosts, listeners, referrals; and which of them are connected.
 
 pub(super) mod connections;
 pub(super) mod hosts;
 pub(super) mod listeners;
 pub(super) mod namespaces;
+pub(super) mod referrals;
 pub(super) mod subsystems;
 pub(super) mod transports;
 

@@ -69,7 +69,7 @@ pub(in crate::methods) fn create_subsystem(params: Value) -> Result<Edit, RpcErr
         max_cntlid: wanted.max_cntlid.unwrap_or(MAX_CONTROLLER_ID).min(MAX_CONTROLLER_ID),
         ana_reporting: wanted.ana_reporting,
         namespaces: BTreeMap::new(),
-        listeners: BTreeSet::new(),
+        listeners: BTreeMap::new(),
     };
     Ok(Box::new(move |state| {
         if state.subsystems.contains_key(&nqn) {
@@ -138,18 +138,31 @@ fn describe(state: &State, subsystem: &Subsystem) -> Value {
     let namespaces = subsystem.namespaces.iter().map(|(nsid, namespace)| {
         let device = state.devices.get(&namespace.device);
         let uuid = namespace.uuid.or(device.and_then(|opened| opened.object.uuid));
-        json!({
+        let mut described = json!({
             "nsid": nsid,
             "bdev_name": namespace.device,
             "name": namespace.device,
             "nguid": namespace.nguid.or(uuid).map(nguid_text),
             "uuid": uuid,
-        })
+        });
+        if let Some(described) = described.as_object_mut() {
+            if subsystem.ana_reporting {
+                let group = namespace.anagrpid.unwrap_or(*nsid);
+                described.insert("anagrpid".to_owned(), group.into());
+            }
+            // SPDK does not say who sees a namespace.
+            if namespace.no_auto_visible {
+                let hosts = namespace.hosts.iter().map(|host| json!({ "nqn": host }));
+                described.insert("no_auto_visible".to_owned(), true.into());
+                described.insert("hosts".to_owned(), hosts.collect());
+            }
+        }
+        described
     });
     json!({
         "nqn": subsystem.nqn.as_str(),
         "subtype": "NVMe",
-        "listen_addresses": subsystem.listeners.iter().map(listeners::describe).collect::<Vec<_>>(),
+        "listen_addresses": subsystem.listeners.keys().map(listeners::describe).collect::<Vec<_>>(),
         "allow_any_host": subsystem.allow_any_host,
         "hosts": hosts.collect::<Vec<_>>(),
         "serial_number": serial,
