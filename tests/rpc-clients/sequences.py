@@ -269,6 +269,13 @@ def ceph_nvmeof(binary):
         assert gateway.call("nvmf_subsystem_remove_ns", {"nqn": nqn, "nsid": 4}) is True
         if "bdev_get_iostat" in known:
             assert "tick_rate" in gateway.call("bdev_get_iostat", {"name": "rbd1"})
+        # Only what changes is named.
+        for limits in ({"rw_ios_per_sec": 2000}, {"r_mbytes_per_sec": 10, "w_mbytes_per_sec": 0}):
+            assert gateway.call("bdev_set_qos_limit", {"name": "rbd1", **limits}) is True
+        [bdev] = watcher.call("bdev_get_bdevs", {"name": "rbd1"})
+        assert bdev["assigned_rate_limits"] == {
+            "rw_ios_per_sec": 2000, "rw_mbytes_per_sec": 0, "r_mbytes_per_sec": 10, "w_mbytes_per_sec": 0,
+        }
         assert "version" in pinger.call("spdk_get_version")
         assert gateway.call("nvmf_subsystem_remove_listener", listener) is True
         assert gateway.call("nvmf_subsystem_remove_host", {"nqn": nqn, "host": host}) is True

@@ -351,6 +351,17 @@ def _(it):
     it.is_refused("bdev_null_resize none 3", -19, "No such device", "none")
 
 
+@drives("bdev_set_qos_limit")
+def _(it):
+    it.types("bdev_malloc_create 1 512 -b limited")
+    assert it.types("bdev_set_qos_limit limited --rw-ios-per-sec 2000 --w-mbytes-per-sec 10") is True
+    assert it.types("bdev_set_qos_limit limited --r-mbytes-per-sec 5 --w-mbytes-per-sec 0") is True
+    same(it.bdev("limited")["assigned_rate_limits"], rw_ios_per_sec=2000, rw_mbytes_per_sec=0,
+         r_mbytes_per_sec=5, w_mbytes_per_sec=0)
+    it.is_refused("bdev_set_qos_limit limited", -22, "No rate limits specified")
+    it.is_refused("bdev_set_qos_limit none --rw-ios-per-sec 1", -19, "No such device", "none")
+
+
 def grows(it, kind):
     path = it.daemon.file("disk", MIB)
     it.types(f"bdev_{kind}_create {path} disk 512")

@@ -136,7 +136,15 @@ mod tests {
     use crate::objects::Objects;
 
     fn device(name: &str, kind: DeviceKind) -> (String, Device) {
-        (name.to_owned(), Device { name: name.to_owned(), uuid: None, kind })
+        (
+            name.to_owned(),
+            Device {
+                name: name.to_owned(),
+                uuid: None,
+                kind,
+                limits: crate::objects::RateLimits::default(),
+            },
+        )
     }
 
     fn over(name: &str, base: &str) -> (String, Device) {

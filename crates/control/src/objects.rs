@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use nvme::Nqn;
 use nvme::address::{TransportAddress, TransportType};
 use serde::{Deserialize, Serialize};
+use target::rate_limit::{Limit, Rates};
 use uuid::Uuid;
 
 /// All objects there are.
@@ -34,6 +35,57 @@ pub struct Device {
     pub uuid: Option<Uuid>,
     /// What it is.
     pub kind: DeviceKind,
+    /// How much it may do per second.
+    #[serde(default, skip_serializing_if = "RateLimits::is_none")]
+    pub limits: RateLimits,
+}
+
+impl Device {
+    /// Whether to open it would give the same as to open the other.
+    pub fn opens_as(&self, other: &Self) -> bool {
+        let Self { name, uuid, kind, limits: _ } = self;
+        (name, uuid, kind) == (&other.name, &other.uuid, &other.kind)
+    }
+}
+
+/// How much a device may do per second (`bdev_set_qos_limit`); 0: as much as it can.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RateLimits {
+    /// Reads and writes together.
+    pub rw_ios_per_sec: u64,
+    /// Reads.
+    pub r_ios_per_sec: u64,
+    /// Writes.
+    pub w_ios_per_sec: u64,
+    /// Mebibytes read and written together.
+    pub rw_mbytes_per_sec: u64,
+    /// Mebibytes read.
+    pub r_mbytes_per_sec: u64,
+    /// Mebibytes written.
+    pub w_mbytes_per_sec: u64,
+}
+
+impl RateLimits {
+    /// Whether there is none.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// As the target takes them.
+    pub fn rates(&self) -> Rates {
+        Limit::ALL.map(|limit| {
+            let bytes = |mebibytes: u64| mebibytes.saturating_mul(1 << 20);
+            match limit {
+                Limit::ReadWriteIos => self.rw_ios_per_sec,
+                Limit::ReadIos => self.r_ios_per_sec,
+                Limit::WriteIos => self.w_ios_per_sec,
+                Limit::ReadWriteBytes => bytes(self.rw_mbytes_per_sec),
+                Limit::ReadBytes => bytes(self.r_mbytes_per_sec),
+                Limit::WriteBytes => bytes(self.w_mbytes_per_sec),
+            }
+        })
+    }
 }
 
 /// What a block device is.

@@ -160,6 +160,8 @@ impl Plane {
         self.store.commit(&before.changes(&after)?)?;
         let after = Arc::new(after);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&after);
+        // Before the reactors are called: so those that sleep while commands wait for a limit see the new one.
+        after.enforce_limits(&before, self.node.shards());
         self.alter_devices(&before, &after);
         let taken = self.put_in_force(&mut serving, &steps);
         // Within the change: whoever removes an address next has to find its listener in order to close it.
@@ -297,7 +299,7 @@ impl Plane {
     ) -> Result<Opened, block::BlockError> {
         let opened = tokio::task::spawn_blocking(move || {
             let opened = open(&device, patience, creation)?;
-            Ok(Opened { object: device, device: Ok(opened), statistics: Arc::default() })
+            Ok(Opened { device: Ok(opened), ..Opened::not_yet(device) })
         });
         opened.await.unwrap_or_else(|_| {
             let problem = "opening it was interrupted".to_owned();
@@ -334,6 +336,7 @@ impl Plane {
         let mut serving = self.configuration.blocking_lock();
         state.limits = self.limits;
         let steps = state.steps(&State::default(), &serving)?;
+        state.enforce_limits(&State::default(), self.node.shards());
         self.put_in_force(&mut serving, &steps)?;
         let configuration = Arc::clone(&serving);
         // Before any of them accepts: no host is to find half of it.

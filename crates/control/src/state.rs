@@ -15,6 +15,7 @@ use target::configuration::{
     self, Ana, Configuration, ConfigurationBuilder, ConfigurationError, Hosts, Limits, Listener,
     ListenerId, NamespaceOptions, NamespaceState, Reach, SubsystemOptions,
 };
+use target::rate_limit::RateLimits;
 
 use crate::objects::{
     Address, AnaState, AnaStates, Device, Namespace, Objects, Referral, Subsystem, Transport,
@@ -32,6 +33,8 @@ pub struct Opened {
     pub device: Result<Arc<dyn BlockDevice>, String>,
     /// What its operations have come to.
     pub statistics: Arc<DeviceStatistics>,
+    /// What holds it to its limits.
+    pub limits: Arc<RateLimits>,
 }
 
 impl Opened {
@@ -41,7 +44,16 @@ impl Opened {
             Some(base) => format!("{base}, which it stands on, is not there"),
             None => "it has not been opened yet".to_owned(),
         };
-        Self { object, device: Err(waiting), statistics: Arc::default() }
+        Self { object, device: Err(waiting), statistics: Arc::default(), limits: Arc::default() }
+    }
+
+    /// Whether a namespace over it is the same as over the other: limits are changed without it.
+    fn serves_as(&self, other: &Self) -> bool {
+        let both_wait = self.device.is_err() && other.device.is_err();
+        (both_wait || self.has_device_of(other))
+            && self.object.uuid == other.object.uuid
+            && Arc::ptr_eq(&self.statistics, &other.statistics)
+            && Arc::ptr_eq(&self.limits, &other.limits)
     }
 }
 
@@ -198,6 +210,15 @@ impl State {
         }
     }
 
+    /// Puts the limits in force of devices that are not as in the state `before`.
+    pub fn enforce_limits(&self, before: &Self, shards: u16) {
+        for (name, opened) in &self.devices {
+            if before.devices.get(name).is_none_or(|old| !Arc::ptr_eq(old, opened)) {
+                opened.limits.set(&opened.object.limits.rates(), shards);
+            }
+        }
+    }
+
     /// The devices that are still to be opened. Layers are not: see [`crate::layers`].
     pub fn unopened(&self) -> impl Iterator<Item = &Arc<Opened>> {
         let devices = self.devices.values();
@@ -208,10 +229,9 @@ impl State {
     pub fn put_opened(&mut self, found: Opened) {
         if let Some(opened) = self.devices.get_mut(&found.object.name)
             && opened.device.is_err()
-            && opened.object == found.object
+            && opened.object.opens_as(&found.object)
         {
-            let statistics = Arc::clone(&opened.statistics);
-            *opened = Arc::new(Opened { statistics, ..found });
+            *opened = Arc::new(Opened { device: found.device, ..Opened::clone(opened) });
         }
     }
 
@@ -323,11 +343,8 @@ impl State {
         for (nsid, namespace) in &subsystem.namespaces {
             let device = |state: &Self| state.devices.get(&namespace.device).cloned();
             let same_device = match (device(self), device(before)) {
-                // Another size or latency of the same device is nothing that a namespace says of itself.
-                (Some(one), Some(other)) => {
-                    Arc::ptr_eq(&one, &other)
-                        || one.has_device_of(&other) && one.object.uuid == other.object.uuid
-                }
+                // Another size, latency or limit of the same device is nothing that a namespace says of itself.
+                (Some(one), Some(other)) => one.serves_as(&other),
                 (None, None) => true,
                 _ => false,
             };
@@ -397,6 +414,7 @@ impl State {
             statistics: opened
                 .map(|opened| Arc::clone(opened.statistics.counted()))
                 .unwrap_or_default(),
+            rate_limits: opened.map(|opened| Arc::clone(&opened.limits)).unwrap_or_default(),
             ..NamespaceOptions::waiting(nsid, namespace.device.clone())
         }
     }
@@ -509,7 +527,8 @@ mod tests {
             for nsid in 1..=namespaces {
                 let name = format!("{number}-{nsid}");
                 let kind = DeviceKind::Null { size: 4096, block_size: 512 };
-                let device = Device { name: name.clone(), uuid: None, kind };
+                let limits = crate::objects::RateLimits::default();
+                let device = Device { name: name.clone(), uuid: None, kind, limits };
                 objects.devices.insert(name.clone(), device);
                 let namespace = Namespace::over(name);
                 subsystem.namespaces.insert(nsid, namespace);

@@ -197,6 +197,11 @@ impl Node {
         self.tcp.connections()
     }
 
+    /// How many shards the target has: one on each reactor.
+    pub fn shards(&self) -> u16 {
+        u16::try_from(self.inboxes.len()).unwrap_or(u16::MAX)
+    }
+
     /// What is known of each reactor without asking it.
     pub fn reactors(&self) -> Vec<Reactor> {
         let each = self.inboxes.iter().map(Inbox::reactor).zip(&self.places);

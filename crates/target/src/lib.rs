@@ -28,6 +28,7 @@ pub mod identify;
 pub mod io;
 pub mod log_page;
 mod obligation;
+pub mod rate_limit;
 pub mod shard;
 pub mod statistics;
 

@@ -36,6 +36,7 @@ mod fence;
 mod hosts;
 mod intake;
 mod keep_alive;
+mod limit;
 pub mod message;
 mod outstanding;
 mod pause;
@@ -69,6 +70,7 @@ use outstanding::Outstanding;
 pub use pause::{PauseId, PauseStatus};
 use queue::{Queue, Queues};
 use request::{MAX_REQUESTS, Requests};
+use table::Key;
 
 /// What a shard is made of.
 #[derive(Debug)]
@@ -146,6 +148,10 @@ pub struct Shard {
     round: u64,
     /// Those served in a round, who go behind the others; empty in between, kept for its memory.
     served: VecDeque<QueueId>,
+    /// Backends in which somebody waits for a limit or for others to have had their turn, in this round.
+    limited: Vec<Key>,
+    /// When a limit may let somebody through.
+    limited_until: Option<Instant>,
     /// Queues that are owed a Resume.
     stalled: VecDeque<QueueId>,
     /// Emptied in every turn; kept for its memory.
@@ -204,6 +210,8 @@ impl Shard {
             dry: false,
             round: 0,
             served: VecDeque::with_capacity(256),
+            limited: Vec::with_capacity(64),
+            limited_until: None,
             stalled: VecDeque::with_capacity(256),
             completions: Vec::with_capacity(turn::COMPLETIONS_PER_TURN),
             inbox: VecDeque::with_capacity(64),

@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use control::objects::AnaState;
+use control::objects::{AnaState, RateLimits};
 use nvme::Nqn;
 use rustix::thread::{CpuSet, sched_getaffinity};
 use serde::Deserialize;
@@ -221,6 +221,9 @@ pub(crate) struct Device {
     pub(crate) read_latency_p99: Option<Spanned<Time>>,
     pub(crate) write_latency: Option<Spanned<Time>>,
     pub(crate) write_latency_p99: Option<Spanned<Time>>,
+    /// How much it may do per second.
+    #[serde(default)]
+    pub(crate) limits: RateLimits,
 }
 
 /// The kinds of devices.

@@ -10,9 +10,9 @@ use uuid::Uuid;
 use super::edit::Edit;
 use super::faults;
 use super::reply::{Errno, internal, invalid};
-use super::{Reply, parameters};
+use super::{Reply, parameters, qos};
 use crate::jsonrpc::RpcError;
-use crate::objects::{Device, DeviceKind, Direct, FileMethod};
+use crate::objects::{Device, DeviceKind, Direct, FileMethod, RateLimits};
 use crate::plane::Plane;
 use crate::state::{Opened, State};
 
@@ -130,11 +130,12 @@ pub(super) fn malloc_create(params: Value) -> Result<Edit, RpcError> {
     let size = size(wanted.num_blocks, wanted.block_size)?;
     let kind = DeviceKind::Ram { size, block_size: wanted.block_size, read_only: false };
     let uuid = Some(chosen(wanted.uuid));
+    let limits = RateLimits::default();
     match wanted.name {
-        Some(name) => create(Device { name, uuid, kind }),
+        Some(name) => create(Device { name, uuid, kind, limits }),
         None => Ok(Box::new(move |state| {
             let name = free_name(state, "Malloc");
-            add(state, Device { name, uuid, kind: kind.clone() })
+            add(state, Device { name, uuid, kind: kind.clone(), limits })
         })),
     }
 }
@@ -191,7 +192,7 @@ pub(super) fn null_create(params: Value) -> Result<Edit, RpcError> {
     let size = size(wanted.num_blocks, wanted.block_size)?;
     let kind = DeviceKind::Null { size, block_size: wanted.block_size };
     let uuid = Some(chosen(wanted.uuid));
-    create(Device { name: wanted.name, uuid, kind })
+    create(Device { name: wanted.name, uuid, kind, limits: RateLimits::default() })
 }
 
 #[derive(Deserialize)]
@@ -222,7 +223,7 @@ fn file_create(params: Value, made_as: FileMethod) -> Result<Edit, RpcError> {
         made_as,
     };
     let uuid = Some(chosen(wanted.uuid));
-    create(Device { name: wanted.name, uuid, kind })
+    create(Device { name: wanted.name, uuid, kind, limits: RateLimits::default() })
 }
 
 pub(super) fn aio_create(params: Value) -> Result<Edit, RpcError> {
@@ -238,7 +239,12 @@ pub(super) fn uring_create(params: Value) -> Result<Edit, RpcError> {
 pub(super) fn tidegate_create(params: Value) -> Result<Edit, RpcError> {
     let asked = params.clone();
     let device: Device = parameters(params)?;
-    let known = serde_json::to_value(&device).map_err(internal)?;
+    let mut known = serde_json::to_value(&device).map_err(internal)?;
+    // Not written where there are none.
+    if let Some(known) = known.as_object_mut() {
+        let limits = serde_json::to_value(device.limits).map_err(internal)?;
+        known.insert("limits".to_owned(), limits);
+    }
     match stranger(&asked, &known) {
         Some(key) => Err(invalid(format_args!("unknown field `{key}`"))),
         None => create(device),
@@ -306,7 +312,7 @@ pub(super) async fn get_bdevs(plane: Arc<Plane>, params: Value) -> Reply {
 
 /// A device as SPDK's clients read it.
 fn describe(opened: &Opened, is_used: bool) -> Value {
-    let Device { name, uuid, kind } = &opened.object;
+    let Device { name, uuid, kind, limits } = &opened.object;
     let device = opened.device.as_ref().ok();
     let geometry = device.map(|device| device.geometry());
     let deallocates = device.is_some_and(|device| device.properties().deallocation.is_some());
@@ -339,9 +345,7 @@ fn describe(opened: &Opened, is_used: bool) -> Value {
         "block_size": geometry.map_or(0, |geometry| geometry.block_size),
         "num_blocks": geometry.map_or(0, |geometry| geometry.blocks),
         "uuid": uuid,
-        "assigned_rate_limits": {
-            "rw_ios_per_sec": 0, "rw_mbytes_per_sec": 0, "r_mbytes_per_sec": 0, "w_mbytes_per_sec": 0,
-        },
+        "assigned_rate_limits": qos::assigned(limits),
         "claimed": is_used,
         "zoned": false,
         "supported_io_types": {

@@ -16,16 +16,17 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::edit::{Edit, apply};
 use super::faults;
 use super::nvmf::{listeners, nguid_text, referrals};
 use super::reply::{internal, invalid, unknown_method};
-use super::{EDITS, IGNORED, Nothing, Reply, find, parameters};
+use super::{EDITS, IGNORED, Nothing, Reply, find, parameters, qos};
 use crate::jsonrpc::RpcError;
 use crate::objects::{
-    AnaState, AnaStates, Device, DeviceKind, Direct, FileMethod, Objects, Subsystem, Transport,
+    AnaState, AnaStates, Device, DeviceKind, Direct, FileMethod, Objects, RateLimits, Subsystem,
+    Transport,
 };
 use crate::plane::Plane;
 use crate::state::State;
@@ -192,12 +193,21 @@ fn calls(state: &State, part: &str) -> Result<Vec<Value>, RpcError> {
         state.below(device).all(|base| in_words_of_spdk(base).is_some()).then_some(call)
     };
     Ok(match part {
-        "bdev" => objects().filter_map(spdk).collect(),
-        "tidegate" => objects()
-            .filter(|device| spdk(device).is_none())
-            .map(|device| Ok(call("tidegate_bdev_create", serde_json::to_value(device)?)))
-            .collect::<Result<_, serde_json::Error>>()
-            .map_err(internal)?,
+        "bdev" => objects()
+            .filter_map(|device| Some((device, spdk(device)?)))
+            .flat_map(|(device, created)| [Some(created), limits(device, qos::in_words_of_spdk)])
+            .flatten()
+            .collect(),
+        "tidegate" => {
+            let created = objects()
+                .filter(|device| spdk(device).is_none())
+                .map(|device| Ok(call("tidegate_bdev_create", serde_json::to_value(device)?)));
+            let limits = objects()
+                .filter(|device| spdk(device).is_some())
+                .filter_map(|device| limits(device, qos::in_words_of_ours).map(Ok));
+            let calls = created.chain(limits).collect::<Result<_, serde_json::Error>>();
+            calls.map_err(internal)?
+        }
         "nvmf" => {
             let transports = state.transports.values().map(|it| transport(it));
             let subsystems = state.subsystems.values().flat_map(|it| subsystem(state, it));
@@ -224,7 +234,7 @@ fn without_nulls(mut object: Value) -> Value {
 }
 
 /// The call of SPDK that makes this very device, if there is one.
-fn in_words_of_spdk(Device { name, uuid, kind }: &Device) -> Option<Value> {
+fn in_words_of_spdk(Device { name, uuid, kind, limits: _ }: &Device) -> Option<Value> {
     // SPDK would choose one.
     let uuid = (*uuid)?;
     let blocks = |size: u64, block_size: u32| {
@@ -273,6 +283,17 @@ fn in_words_of_spdk(Device { name, uuid, kind }: &Device) -> Option<Value> {
         | DeviceKind::Delay { .. }
         | DeviceKind::Error { .. } => return None,
     })
+}
+
+/// The call that gives a device its limits, if it has any that these words can say.
+fn limits(device: &Device, words: fn(&RateLimits) -> Map<String, Value>) -> Option<Value> {
+    let mut params = words(&device.limits);
+    params.retain(|_, limit| *limit != 0);
+    if params.is_empty() {
+        return None;
+    }
+    params.insert("name".to_owned(), device.name.clone().into());
+    Some(call("bdev_set_qos_limit", params.into()))
 }
 
 fn transport(transport: &Transport) -> Value {

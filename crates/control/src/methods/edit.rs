@@ -20,7 +20,7 @@ use super::reply::{Errno, failed, invalid, unopened};
 use crate::jsonrpc::RpcError;
 use crate::objects::Subsystem;
 use crate::plane::{ChangeError, Creation, PATIENCE, Plane};
-use crate::state::State;
+use crate::state::{Opened, State};
 
 /// What is done to the state; the reply of its method. It may be carried out twice, and does the same then.
 pub(super) type Edit = Box<dyn Fn(&mut State) -> Reply + Send + Sync>;
@@ -78,7 +78,8 @@ async fn attempt(
 
     let mut opened = Vec::new();
     for device in wanted.unopened() {
-        if before.devices.get(&device.object.name).is_some_and(|old| Arc::ptr_eq(old, device)) {
+        let waits = |old: &Arc<Opened>| old.device.is_err() && old.object.opens_as(&device.object);
+        if before.devices.get(&device.object.name).is_some_and(waits) {
             continue;
         }
         let found = plane.open(device.object.clone(), PATIENCE, Creation::Allowed).await;

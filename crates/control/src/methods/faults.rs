@@ -15,7 +15,7 @@ use super::edit::Edit;
 use super::reply::{Errno, invalid};
 use super::{Reply, parameters};
 use crate::jsonrpc::RpcError;
-use crate::objects::{Device, DeviceKind, Latencies};
+use crate::objects::{Device, DeviceKind, Latencies, RateLimits};
 use crate::plane::Plane;
 use crate::state::{Opened, State};
 
@@ -80,6 +80,7 @@ pub(super) fn delay_create(params: Value) -> Result<Edit, RpcError> {
         name: name.clone(),
         uuid,
         kind: DeviceKind::Delay { base, latencies },
+        limits: RateLimits::default(),
     };
     Ok(create_layer(make, wanted.base_bdev_name))
 }
@@ -158,6 +159,7 @@ pub(super) fn error_create(params: Value) -> Result<Edit, RpcError> {
         name: error_name(&base),
         uuid,
         kind: DeviceKind::Error { base },
+        limits: RateLimits::default(),
     };
     let edit = create_layer(make, wanted.base_name);
     Ok(Box::new(move |state| edit(state).map(|_| Value::Bool(true))))

@@ -15,6 +15,7 @@ mod iostat;
 mod log;
 mod notify;
 mod nvmf;
+mod qos;
 mod reply;
 mod resize;
 mod statistics;
@@ -111,6 +112,7 @@ const EDITS: &[(&str, MakeEdit)] = &[
     ("bdev_null_create", bdev::null_create),
     ("bdev_null_delete", bdev::null_delete),
     ("bdev_null_resize", resize::null_resize),
+    ("bdev_set_qos_limit", qos::set_qos_limit),
     ("bdev_uring_create", bdev::uring_create),
     ("bdev_uring_delete", bdev::uring_delete),
     ("nvmf_create_subsystem", nvmf::subsystems::create_subsystem),

@@ -30,7 +30,7 @@ pub(super) fn null_resize(params: Value) -> Result<Edit, RpcError> {
     Ok(Box::new(move |state| {
         let missing = || Errno::NoDevice.about(&name);
         let opened = state.device(&name).ok_or_else(missing)?;
-        let Device { name, uuid, kind } = &opened.object;
+        let Device { name, uuid, kind, limits } = &opened.object;
         let DeviceKind::Null { size, block_size } = *kind else {
             return Err(invalid(format_args!("name: {name} is no null device")));
         };
@@ -40,7 +40,7 @@ pub(super) fn null_resize(params: Value) -> Result<Edit, RpcError> {
             )));
         }
         let kind = DeviceKind::Null { size: bytes, block_size };
-        let device = Device { name: name.clone(), uuid: *uuid, kind };
+        let device = Device { name: name.clone(), uuid: *uuid, kind, limits: *limits };
         let larger = Opened { object: device, ..Opened::clone(opened) };
         state.devices.insert(larger.object.name.clone(), Arc::new(larger));
         Ok(Value::Bool(true))

@@ -13,6 +13,7 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use target::rate_limit::{Limit, Way};
 use target::shard::report::ControllerReport;
 use target::statistics::{Class, ClassSnapshot, ERRORS};
 
@@ -208,7 +209,35 @@ impl Snapshot {
                 ([("device", device.name.as_str()), ("error", error)], count)
             })
         });
-        page.counters("device_errors", "Operations that failed", errors)
+        page.counters("device_errors", "Operations that failed", errors)?;
+        self.encode_limits(page)
+    }
+
+    /// The limits of each device that has any, and what they have done.
+    fn encode_limits(&self, page: &mut Page<'_>) -> Result<(), Error> {
+        let limits = |of_bytes: bool| {
+            self.devices.iter().flat_map(move |device| {
+                let limits = Limit::ALL.into_iter().zip(device.limits);
+                let limits = limits.filter(move |(limit, _)| limit.is_of_bytes() == of_bytes);
+                limits.filter(|(_, rate)| *rate > 0).map(|(limit, rate)| {
+                    let way = match limit.way() {
+                        Some(Way::Read) => "read",
+                        Some(Way::Write) => "write",
+                        None => "both",
+                    };
+                    ([("device", device.name.as_str()), ("way", way)], rate)
+                })
+            })
+        };
+        page.gauges("device_limit_ios_per_second", "I/Os that it may do", limits(false))?;
+        page.gauges("device_limit_bytes_per_second", "Bytes that it may move", limits(true))?;
+        let held = |read: fn(&Device) -> u64| {
+            self.devices.iter().map(move |it| ([("device", it.name.as_str())], read(it)))
+        };
+        let help = "Commands that its limits held back";
+        page.counters("device_held_back_commands", help, held(|it| it.counted.held_back))?;
+        let help = "How long they were held back, all together";
+        page.seconds("device_held_back_seconds", help, held(|it| it.counted.held_back_nanos))
     }
 
     fn encode_latencies(&self, page: &mut Page<'_>) -> Result<(), Error> {

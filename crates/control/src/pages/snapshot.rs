@@ -4,6 +4,7 @@
 
 use node::{Census, Reactor};
 use reactor::Clock;
+use target::rate_limit::Rates;
 use target::shard::report::ControllerReport;
 use target::statistics;
 
@@ -15,6 +16,7 @@ pub(crate) struct Device {
     pub(crate) name: String,
     /// Bytes in it; None while it is waited for.
     pub(crate) size: Option<u64>,
+    pub(crate) limits: Rates,
     pub(crate) counted: statistics::Snapshot,
 }
 
@@ -53,6 +55,7 @@ impl Snapshot {
         let devices = state.devices.values().map(|opened| Device {
             name: opened.object.name.clone(),
             size: opened.device.as_ref().ok().map(|device| device.geometry().bytes()),
+            limits: opened.limits.rates(),
             counted: opened.statistics.counted().total(),
         });
         let namespaces = state.subsystems.values().flat_map(|subsystem| {

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::identity::NamespaceIdentity;
 use super::{ConfigurationError, Hosts};
+use crate::rate_limit::RateLimits;
 use crate::statistics::Statistics;
 
 /// What a namespace is made of.
@@ -33,6 +34,9 @@ pub struct NamespaceOptions {
     pub visible_to: Hosts,
     /// Where the operations of its device are counted; namespaces over the same device share it.
     pub statistics: Arc<Statistics>,
+    /// How much its device may do; shared like the statistics. Changed without a new configuration, which hosts would be
+    /// told of.
+    pub rate_limits: Arc<RateLimits>,
 }
 
 impl NamespaceOptions {
@@ -57,6 +61,7 @@ impl NamespaceOptions {
             ana_group: nsid,
             visible_to: Hosts::Any,
             statistics: Arc::default(),
+            rate_limits: Arc::default(),
         }
     }
 }
@@ -177,6 +182,11 @@ impl Namespace {
     /// Where the operations of its device are counted.
     pub fn statistics(&self) -> &Statistics {
         &self.options.statistics
+    }
+
+    /// How much its device may do.
+    pub fn rate_limits(&self) -> &Arc<RateLimits> {
+        &self.options.rate_limits
     }
 
     /// Whether it is in the list of active namespaces.

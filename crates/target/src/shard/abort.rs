@@ -65,14 +65,11 @@ impl Shard {
         self.counters.aborts += 1;
         // The answer to the command, whenever that is, answers the Abort too.
         request.aborter = Some((from, asker));
-        let device = request.device;
         match request.stage {
             Stage::Device => self.give_up(id, Status::ABORT_REQUESTED),
             Stage::Receive => request.give_up = Some(Status::ABORT_REQUESTED),
             Stage::Buffer => {
-                if let Some(queue) = self.queues.get_mut(queue) {
-                    queue.waiting.remove(&mut self.requests, device, id);
-                }
+                self.leave_line(id);
                 self.answer(id, Status::ABORT_REQUESTED.into());
             }
             Stage::Held => {

@@ -7,12 +7,14 @@ use block::BlockQueue;
 use nvme::{Nqn, Status};
 
 use super::controller::Kind;
+use super::limit::Turns;
 use super::message::PauseKey;
 use super::request::Fifo;
 use super::table::{Key, Table};
 use crate::Instant;
 use crate::configuration::{Namespace, Subsystem, View};
 use crate::io::Bounds;
+use crate::rate_limit::RateLimits;
 use crate::statistics::Counters;
 
 /// One namespace on this shard.
@@ -27,6 +29,9 @@ pub(crate) struct Backend {
     pub(crate) generation: u64,
     /// What the operations of its device on this shard have come to.
     pub(crate) counters: Arc<Counters>,
+    /// How much its device may do, and whose turn it is here.
+    pub(crate) limits: Arc<RateLimits>,
+    pub(crate) turns: Turns,
     /// Block operations that are out.
     pub(crate) in_flight: u32,
     /// It is in the list of those that are polled.

@@ -1,7 +1,7 @@
 //! Who gets memory of the pool, and when.
 //!
 //! A request takes all the buffer it needs or waits holding none. Waiting requests stand in their queue's
-//! lists, one for each device, the queues in a ring; the ring is served in turn, one request per queue and visit.
+//! lines for each device, the queues in a ring; the ring is served in turn, one request per queue and visit.
 //! So that one greedy peer cannot take everything:
 //!
 //! | who | may hold | why |
@@ -20,6 +20,7 @@
 
 use super::Shard;
 use super::device_share::DeviceShare;
+use super::limit::Leave;
 use super::pledges::{is_asked_for, is_urgent};
 use super::queue::Queue;
 use super::request::Stage;
@@ -43,46 +44,65 @@ enum Attempt {
     OverShare,
     /// The device has its share.
     Crowded,
+    /// The device has done all it may for now, or others go first; see [`super::limit`].
+    Limited,
     /// The pool has nothing that fits.
     Empty,
 }
 
 impl Shard {
-    /// Gets the request its buffer, now or in its turn.
+    /// Gets the request its buffer and the leave of its device's limits, now or in its turn.
     pub(super) fn seek_buffer(&mut self, id: RequestId) {
         let Some(request) = self.requests.get(id) else { return };
-        let (queue_id, device, in_capsule) = (request.queue, request.device, request.in_capsule);
+        let (queue_id, device, line) = (request.queue, request.device, request.line());
+        // Nothing behind it on its connection is read before it has its buffer.
+        let blocks = request.in_capsule && request.buffer.is_none();
+        let limited = request.limited;
         let Some(queue) = self.queues.get(queue_id) else { return };
         // Nobody is overtaken: neither one's own earlier commands, nor queues that wait for memory.
         let first = self.is_urgent(id)
-            || (queue.waiting.is_empty_for(device) && (!self.dry || !queue.is_io()));
+            || (queue.waiting.is_empty_for(device, line) && (!self.dry || !queue.is_io()));
         if first {
             match self.try_buffer(id) {
                 Attempt::Got => return self.have_buffer(id),
                 Attempt::Empty => self.found_empty(queue_id),
                 Attempt::Crowded => self.found_crowded(device),
-                Attempt::OverShare => {}
+                Attempt::OverShare | Attempt::Limited => {}
             }
         }
         let Some(request) = self.requests.get_mut(id) else { return };
         request.stage = Stage::Buffer;
         request.since = self.now;
-        self.counters.buffer_waits += 1;
-        if let Some(queue) = self.queues.get_mut(queue_id) {
-            if in_capsule {
-                // Nothing behind it on its connection is read before it has its buffer.
-                queue.waiting.push_front(&mut self.requests, device, id);
-            } else {
-                queue.waiting.push(&mut self.requests, device, id);
-            }
-            if !queue.in_ring {
-                queue.in_ring = true;
-                self.ring.push_back(queue_id);
-            }
+        self.counters.buffer_waits += u64::from(!limited);
+        self.join_line(id, blocks);
+        if let Some(queue) = self.queues.get_mut(queue_id)
+            && !queue.in_ring
+        {
+            queue.in_ring = true;
+            self.ring.push_back(queue_id);
         }
     }
 
+    /// Gets the request its buffer, if its device's limits let it through. It pays for that once it has both.
     fn try_buffer(&mut self, id: RequestId) -> Attempt {
+        let Some(request) = self.requests.get(id) else { return Attempt::OverShare };
+        if !request.limited {
+            return self.take_buffer(id);
+        }
+        let holds = request.buffer.is_some();
+        let leave = self.leave(id);
+        match leave {
+            Leave::Denied => return Attempt::Limited,
+            Leave::Given | Leave::Early => {}
+        }
+        let attempt = if holds { Attempt::Got } else { self.take_buffer(id) };
+        if attempt == Attempt::Got && leave == Leave::Given {
+            self.pay_limits(id);
+        }
+        attempt
+    }
+
+    fn take_buffer(&mut self, id: RequestId) -> Attempt {
         let Some(request) = self.requests.get(id) else { return Attempt::OverShare };
         let Some(queue) = self.queues.get(request.queue) else { return Attempt::OverShare };
         let (asked_for, urgent) = (is_asked_for(request), is_urgent(request, queue));
@@ -132,7 +152,7 @@ impl Shard {
     /// The request holds its buffer: the host's data is fetched, or the work begins.
     fn have_buffer(&mut self, id: RequestId) {
         let Some(request) = self.requests.get_mut(id) else { return };
-        if !request.from_host {
+        if !request.from_host || request.received {
             request.stage = Stage::New;
             self.perform(id);
             return;
@@ -174,9 +194,11 @@ impl Shard {
         loop {
             let before = served;
             self.dry = false;
+            self.forget_limits();
             self.round = self.round.wrapping_add(1);
             self.serve_round(&mut served);
-            if self.dry || served == before || served >= SERVED_PER_TURN {
+            let raised = self.raise_levels();
+            if self.dry || served == before && !raised || served >= SERVED_PER_TURN {
                 break;
             }
         }
@@ -206,12 +228,15 @@ impl Shard {
     /// One request of this queue gets a buffer, if the pool and the shares permit; whether one did. Its devices
     /// take turns.
     fn serve_queue(&mut self, queue_id: QueueId) -> bool {
-        let devices = self.queues.get(queue_id).map_or(0, |queue| queue.waiting.devices());
-        for place in 0..devices {
+        let places = self.queues.get(queue_id).map_or(0, |queue| queue.waiting.places());
+        for place in 0..places {
             let Some(queue) = self.queues.get(queue_id) else { return false };
             let is_io = queue.is_io();
-            let Some(first) = queue.waiting.first(place) else { return false };
-            if self.dry && is_io && !self.is_urgent(first) {
+            let Some(first) = queue.waiting.first(place) else { continue };
+            let Some(request) = self.requests.get(first) else { continue };
+            let (device, line) = (request.device, request.line());
+            let holds = request.buffer.is_some();
+            if self.dry && is_io && !holds && !self.is_urgent(first) {
                 continue;
             }
             match self.try_buffer(first) {
@@ -219,14 +244,13 @@ impl Shard {
                     if let Some(queue) = self.queues.get_mut(queue_id) {
                         queue.waiting.pop(&mut self.requests, place);
                     }
+                    self.left_line(queue_id, device, line);
                     self.have_buffer(first);
                     return true;
                 }
                 Attempt::Empty => self.found_empty(queue_id),
-                Attempt::Crowded => {
-                    self.found_crowded(self.requests.get(first).and_then(|request| request.device));
-                }
-                Attempt::OverShare => {}
+                Attempt::Crowded => self.found_crowded(device),
+                Attempt::OverShare | Attempt::Limited => {}
             }
         }
         false

@@ -14,6 +14,7 @@ use super::Shard;
 use super::backend::Backend;
 use super::controller::Kind;
 use super::event::Notice;
+use super::limit::Turns;
 use super::request::Fifo;
 use super::table::Key;
 use crate::DisconnectReason;
@@ -110,6 +111,7 @@ impl Shard {
             // The same device: resized, renamed, made read-only; its queue stays.
             backend.namespace = Arc::clone(namespace);
             backend.counters = namespace.statistics().of(self.index);
+            backend.limits = Arc::clone(namespace.rate_limits());
             return;
         }
         self.displace(key, nsid);
@@ -316,6 +318,8 @@ fn new_backend(
         bounds: Bounds::new(namespace, device, subsystem.limits()),
         generation: device.geometry().generation,
         counters,
+        limits: Arc::clone(namespace.rate_limits()),
+        turns: Turns::default(),
         in_flight: 0,
         active: false,
         retired: false,

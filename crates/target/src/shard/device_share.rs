@@ -21,7 +21,7 @@ use nvme::Sqe;
 
 use super::Shard;
 use super::queue::{Queue, Role};
-use super::request::Request;
+use super::request::{Request, Task};
 use super::table::Key;
 use crate::RequestId;
 
@@ -49,16 +49,20 @@ impl Shard {
         self.subsystems.get(subsystem)?.backend(sqe.nsid.get())
     }
 
-    /// From now on the request counts against its device's share.
+    /// From now on the request counts against its device's share, and is subject to its limits if they concern it.
     pub(super) fn charge_device(&mut self, id: RequestId) {
         let Some(request) = self.requests.get(id) else { return };
         let Some(queue) = self.queues.get(request.queue) else { return };
         let device = self.device_of(queue, &request.sqe);
+        let backend = device.and_then(|key| self.subsystems.backends.get_mut(key));
+        let mut limited = false;
+        if let Some(backend) = backend {
+            backend.slots = backend.slots.saturating_add(1);
+            limited = backend.limits.is_on();
+        }
         if let Some(request) = self.requests.get_mut(id) {
             request.device = device;
-        }
-        if let Some(backend) = device.and_then(|key| self.subsystems.backends.get_mut(key)) {
-            backend.slots = backend.slots.saturating_add(1);
+            request.limited = limited && matches!(request.task, Task::Operation(_));
         }
     }
 

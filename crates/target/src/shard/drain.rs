@@ -73,14 +73,11 @@ impl Shard {
         while let Some(id) = next {
             let Some(request) = self.requests.get(id) else { break };
             next = request.next;
-            let device = request.device;
             match request.stage {
                 Stage::Device => self.give_up(id, Status::ABORTED_SQ_DELETION),
                 Stage::Respond if keep_responses => {}
                 Stage::Buffer => {
-                    if let Some(queue) = self.queues.get_mut(queue) {
-                        queue.waiting.remove(&mut self.requests, device, id);
-                    }
+                    self.leave_line(id);
                     self.discard(id);
                 }
                 Stage::Held => {

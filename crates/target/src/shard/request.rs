@@ -1,7 +1,7 @@
 //! One command in flight.
 //!
 //! ```text
-//!              no room in the pool          paused namespace
+//!       no room in the pool, or a limit     paused namespace
 //!   command ---> Buffer ---> Receive ---+---> Held ---> Device ---> Respond ---> free
 //!      |            (from the host)     |                 |  ^         ^
 //!      +--------------------------------+                 +--+ parts   |
@@ -19,6 +19,7 @@ use nvme::{Sqe, Status};
 
 use super::table::{Key, Table};
 use crate::obligation::Obligation;
+use crate::rate_limit::Way;
 use crate::{Instant, QueueId, RequestId, ShardIndex};
 
 /// The shard's requests.
@@ -29,7 +30,7 @@ pub(crate) type Requests = Table<RequestId, Request>;
 pub(crate) enum Stage {
     /// Being looked at: never seen between two calls of the shard.
     New,
-    /// Waits for a buffer, in its queue's list for its device.
+    /// Waits for a buffer, or for the limits of its device, in its queue's line for the device.
     Buffer,
     /// The transport brings the host's data.
     Receive,
@@ -87,6 +88,10 @@ pub(crate) struct Request {
     pub(crate) in_capsule: bool,
     /// They come from the host.
     pub(crate) from_host: bool,
+    /// Those of the host are here.
+    pub(crate) received: bool,
+    /// The limits of its device have not let it through yet.
+    pub(crate) limited: bool,
     pub(crate) buffer: Option<Buffer>,
     /// Bytes of the pool that the queue, the host and the device are charged for.
     pub(crate) charge: u32,
@@ -127,6 +132,8 @@ impl Request {
             length: 0,
             in_capsule: false,
             from_host: false,
+            received: false,
+            limited: false,
             buffer: None,
             charge: 0,
             device: None,
@@ -143,6 +150,20 @@ impl Request {
             previous: None,
             next: None,
         }
+    }
+
+    /// Which way it moves data, as limits see it: a Compare reads.
+    pub(crate) fn way(&self) -> Way {
+        match self.task {
+            Task::Operation(operation) if operation.kind == block::Kind::Write => Way::Write,
+            _ => Way::Read,
+        }
+    }
+
+    /// Which of its queue's lines for the device it waits in.
+    pub(crate) fn line(&self) -> Way {
+        // Nothing but a limit gives a reason to overtake.
+        if self.limited { self.way() } else { Way::Read }
     }
 
     pub(crate) fn cid(&self) -> CommandId {

@@ -81,7 +81,7 @@ impl Shard {
         let device =
             |key: &Key| self.subsystems.backends.get(*key)?.queue.as_ref()?.next_deadline();
         let devices = self.subsystems.active.iter().filter_map(device);
-        timed.then_some(self.next_tick).into_iter().chain(devices).min()
+        timed.then_some(self.next_tick).into_iter().chain(self.limited_until).chain(devices).min()
     }
 
     /// Whether there is work that no message, completion or transport event will announce.

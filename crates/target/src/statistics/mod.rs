@@ -34,6 +34,7 @@ mod snapshot;
 use std::mem::discriminant;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use block::{ErrorKind, Kind};
 
@@ -171,6 +172,9 @@ pub struct Counters {
     classes: [ClassCounters; Class::ALL.len()],
     /// In the order of [`ERRORS`].
     errors: [Counter; ERRORS.len()],
+    /// Commands that the device's limits held back, and for how long.
+    held_back: Counter,
+    held_back_nanos: Counter,
 }
 
 impl Counters {
@@ -203,6 +207,12 @@ impl Counters {
         }
     }
 
+    /// A command goes ahead that limits have held back for so long.
+    pub(crate) fn held_back(&self, time: Duration) {
+        self.held_back.add(1);
+        self.held_back_nanos.add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
     /// What it says now. Any thread.
     pub fn snapshot(&self) -> Snapshot {
         let class = |counters: &ClassCounters| ClassSnapshot {
@@ -217,6 +227,8 @@ impl Counters {
             classes: self.classes.each_ref().map(class),
             errors: self.errors.each_ref().map(Counter::value),
             submitted: self.submitted.value(),
+            held_back: self.held_back.value(),
+            held_back_nanos: self.held_back_nanos.value(),
         }
     }
 }

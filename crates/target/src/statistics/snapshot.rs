@@ -98,6 +98,10 @@ pub struct Snapshot {
     pub submitted: u64,
     /// Operations that failed, in the order of [`ERRORS`].
     pub errors: [u64; ERRORS.len()],
+    /// Commands that the device's limits have held back and let through.
+    pub held_back: u64,
+    /// How long that was, in nanoseconds.
+    pub held_back_nanos: u64,
     /// In the order of [`Class::ALL`].
     pub(super) classes: [ClassSnapshot; Class::ALL.len()],
 }
@@ -128,6 +132,8 @@ impl Snapshot {
     pub fn since(&self, earlier: &Self) -> Self {
         let mut since = self.clone();
         since.submitted = self.submitted.saturating_sub(earlier.submitted);
+        since.held_back = self.held_back.saturating_sub(earlier.held_back);
+        since.held_back_nanos = self.held_back_nanos.saturating_sub(earlier.held_back_nanos);
         for (errors, then) in since.errors.iter_mut().zip(earlier.errors) {
             *errors = errors.saturating_sub(then);
         }
@@ -141,6 +147,8 @@ impl Snapshot {
 impl AddAssign<&Self> for Snapshot {
     fn add_assign(&mut self, other: &Self) {
         self.submitted = self.submitted.wrapping_add(other.submitted);
+        self.held_back = self.held_back.wrapping_add(other.held_back);
+        self.held_back_nanos = self.held_back_nanos.wrapping_add(other.held_back_nanos);
         for (sum, count) in self.errors.iter_mut().zip(other.errors) {
             *sum = sum.wrapping_add(count);
         }

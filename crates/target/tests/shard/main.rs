@@ -25,6 +25,7 @@ mod hostile;
 mod identify;
 mod io;
 mod lifecycle;
+mod limit;
 mod pause;
 mod pledges;
 mod report;

@@ -63,6 +63,7 @@ pub struct Counted {
     pub fences: u64,
     pub overdue: u64,
     pub messages: u64,
+    pub held_back: u64,
 }
 
 impl std::ops::AddAssign for Counted {
@@ -79,6 +80,7 @@ impl std::ops::AddAssign for Counted {
         self.fences += other.fences;
         self.overdue += other.overdue;
         self.messages += other.messages;
+        self.held_back += other.held_back;
     }
 }
 
@@ -119,7 +121,12 @@ fn count(world: &World) -> Counted {
             fences: c.fences,
             overdue: c.overdue,
             messages: c.messages_sent,
+            held_back: 0,
         };
+    }
+    for subsystem in world.operator.configuration.subsystems() {
+        let namespaces = subsystem.namespaces().iter();
+        counted.held_back += namespaces.map(|it| it.statistics().total().held_back).sum::<u64>();
     }
     counted
 }

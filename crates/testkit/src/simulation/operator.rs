@@ -13,6 +13,7 @@ use target::configuration::{
     Ana, AnaStates, Configuration, ConfigurationBuilder, Hosts, Limits, Listener, ListenerId,
     NamespaceOptions, NamespaceState, Subsystem, SubsystemOptions, View,
 };
+use target::rate_limit::{Limit, Rates};
 use target::shard::PauseId;
 
 use super::host::Host;
@@ -206,8 +207,36 @@ impl World {
         if self.random.permille(self.scenario.changes * 20) {
             self.change_something();
         }
+        if self.random.permille(self.scenario.limits) {
+            self.change_limits();
+        }
         let at = self.now + self.operator_pause();
         self.at(at, Event::Operator);
+    }
+
+    /// Some disk may do more or less per second from now on, or as much as it can.
+    fn change_limits(&mut self) {
+        let mut rates = Rates::default();
+        for (limit, rate) in Limit::ALL.into_iter().zip(&mut rates) {
+            if self.random.permille(300) {
+                let least = if limit.is_of_bytes() { 1 << 20 } else { 200 };
+                *rate = self.random.spread(least, least * 1000);
+            }
+        }
+        let subsystem = self.random.index(self.operator.subsystems.len());
+        let nqn = &self.operator.subsystems[subsystem];
+        let found = self.operator.configuration.subsystem(nqn);
+        let namespaces = found.map_or(&[][..], |found| found.namespaces());
+        if namespaces.is_empty() {
+            return;
+        }
+        let namespace = &namespaces[self.random.index(namespaces.len())];
+        namespace.rate_limits().set(&rates, u16::try_from(self.nodes.len()).unwrap());
+        let nsid = namespace.nsid();
+        self.trace.note(self.now, &[26, subsystem as u64, nsid.into()], || {
+            format!("namespace {nsid} of subsystem {subsystem} is limited to {rates:?}")
+        });
+        self.wake_all();
     }
 
     fn misbehave(&mut self, disk: usize, until: u64) {

@@ -64,6 +64,8 @@ pub struct Scenario {
     pub ends: u64,
     /// Changes of the configuration, pauses and the like.
     pub changes: u64,
+    /// Of the operator's steps, in a thousand, those that change what a disk may do per second.
+    pub limits: u64,
     /// Hosts' misfortunes in a thousand of their steps: crashes, resets, disconnects.
     pub misfortunes: u64,
     /// Nonsense that hosts send, in a thousand commands.
@@ -119,6 +121,7 @@ impl Scenario {
             damage: rough(random, 300, 5, 50),
             aborts: rough(random, 500, 5, 60),
             shutdown: random.permille(300),
+            limits: *random.pick(&[0, 0, 50, 300]),
         }
     }
 

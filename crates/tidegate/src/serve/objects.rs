@@ -99,7 +99,7 @@ fn device(name: &str, device: &config::Device) -> Device {
             block_size: block_size.unwrap_or(BLOCK_SIZE),
         },
     };
-    Device { name: name.to_owned(), uuid: None, kind }
+    Device { name: name.to_owned(), uuid: None, kind, limits: device.limits }
 }
 
 /// How slow a device is to be. The p99 latencies are the others unless they are given.

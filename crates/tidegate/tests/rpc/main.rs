@@ -11,6 +11,7 @@ mod durability;
 mod errors;
 mod faults;
 mod full;
+mod limits;
 mod log;
 mod methods;
 mod metrics;

@@ -47,6 +47,20 @@ fn kinds() -> impl Strategy<Value = DeviceKind> {
     ]
 }
 
+fn limits() -> impl Strategy<Value = RateLimits> {
+    let rates = || prop_oneof![3 => Just(0), 1 => 1..=u64::MAX];
+    (rates(), rates(), rates(), rates(), rates(), rates()).prop_map(
+        |(rw, r, w, all, read, written)| RateLimits {
+            rw_ios_per_sec: rw,
+            r_ios_per_sec: r,
+            w_ios_per_sec: w,
+            rw_mbytes_per_sec: all,
+            r_mbytes_per_sec: read,
+            w_mbytes_per_sec: written,
+        },
+    )
+}
+
 /// What stands on one of the devices that nothing stands on yet.
 #[derive(Debug, Clone)]
 struct Layer {
@@ -55,6 +69,7 @@ struct Layer {
     latencies: Option<Latencies>,
     name: Option<String>,
     uuid: Option<Uuid>,
+    limits: RateLimits,
 }
 
 fn layers() -> impl Strategy<Value = Vec<Layer>> {
@@ -68,24 +83,30 @@ fn layers() -> impl Strategy<Value = Vec<Layer>> {
         },
     );
     let layer = (any::<prop::sample::Index>(), option::of(latencies), option::of("[A-Z]{1,3}"));
-    let layer = (layer, option::weighted(0.7, uuids()));
-    let made = layer.prop_map(|((on, latencies, name), uuid)| Layer { on, latencies, name, uuid });
+    let layer = (layer, option::weighted(0.7, uuids()), limits());
+    let made = layer.prop_map(|((on, latencies, name), uuid, limits)| Layer {
+        on,
+        latencies,
+        name,
+        uuid,
+        limits,
+    });
     vec(made, 0..6)
 }
 
 /// Devices, and the names of those that namespaces may be over.
 fn devices() -> impl Strategy<Value = (BTreeMap<String, Device>, Vec<String>)> {
-    let device = (option::weighted(0.7, uuids()), kinds());
+    let device = (option::weighted(0.7, uuids()), kinds(), limits());
     let grounds = btree_map("[A-Za-z0-9 /:\"]{1,6}", device, 0..6);
     (grounds, layers()).prop_map(|(grounds, layers)| {
         let mut seen = BTreeSet::new();
         let mut devices = BTreeMap::new();
-        for (name, (uuid, kind)) in grounds {
+        for (name, (uuid, kind, limits)) in grounds {
             let uuid = uuid.filter(|uuid| seen.insert(*uuid));
-            devices.insert(name.clone(), Device { name, uuid, kind });
+            devices.insert(name.clone(), Device { name, uuid, kind, limits });
         }
         let mut free: Vec<String> = devices.keys().cloned().collect();
-        for Layer { on, latencies, name, uuid } in layers {
+        for Layer { on, latencies, name, uuid, limits } in layers {
             let Some(at) = (!free.is_empty()).then(|| on.index(free.len())) else { continue };
             let base = free[at].clone();
             let name = name.unwrap_or_else(|| faults::error_name(&base));
@@ -98,7 +119,7 @@ fn devices() -> impl Strategy<Value = (BTreeMap<String, Device>, Vec<String>)> {
                 None => DeviceKind::Error { base },
             };
             let uuid = uuid.filter(|uuid| seen.insert(*uuid));
-            devices.insert(name.clone(), Device { name, uuid, kind });
+            devices.insert(name.clone(), Device { name, uuid, kind, limits });
         }
         (devices, free)
     })
