@@ -432,3 +432,75 @@ fn wait(now: Instant, missing: u64) -> Instant {
     let enough = now.as_nanos().saturating_add(missing / PER_NANOSECOND);
     Instant::from_nanos(enough.clamp(start(slice + 1), start(slice + LATEST)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    const RATE: u64 = 100_000;
+
+    fn asking(shard: u16, now: Instant) -> Asking {
+        let in_line = InLine { ways: [1, 0], either: 1 };
+        Asking { shard: ShardIndex(shard), way: Way::Read, bytes: 512, in_line, now }
+    }
+
+    #[test]
+    fn threads_together_never_get_more_than_the_rate_and_one_burst() {
+        let limits = RateLimits::default();
+        let mut rates = Rates::default();
+        rates[Limit::ReadIos.index()] = RATE;
+        limits.set(&rates, 4);
+        let seconds = 3;
+        let end = seconds * 1_000_000_000;
+        let clock = AtomicU64::new(1_000_000_000);
+        let spent: Vec<u64> = thread::scope(|scope| {
+            let shards: Vec<_> = (0..4)
+                .map(|shard| {
+                    let (limits, clock) = (&limits, &clock);
+                    scope.spawn(move || {
+                        let mut spent = 0;
+                        loop {
+                            // Everybody moves the clock on, so nobody's turns are the others' at the same time.
+                            let now = clock.fetch_add(997, Ordering::Relaxed);
+                            if now >= 1_000_000_000 + end {
+                                return spent;
+                            }
+                            while limits.ask(asking(shard, Instant::from_nanos(now))).is_ok() {
+                                limits.spend(ShardIndex(shard), Way::Read, 512);
+                                spent += 1;
+                            }
+                        }
+                    })
+                })
+                .collect();
+            shards.into_iter().map(|shard| shard.join().unwrap()).collect()
+        });
+        let all: u64 = spent.iter().sum();
+        let most = RATE * seconds + RATE * BURST / PER_SECOND + 4;
+        assert!(all <= most, "{spent:?} of {most}");
+        assert!(all >= RATE * seconds * 95 / 100, "{spent:?} of {most}");
+    }
+
+    #[test]
+    fn a_write_takes_nothing_of_a_limit_of_reads() {
+        let limits = RateLimits::default();
+        assert!(!limits.is_on());
+        let mut rates = Rates::default();
+        rates[Limit::ReadBytes.index()] = 1 << 20;
+        limits.set(&rates, 1);
+        assert!(limits.is_on() && !limits.ways_compete());
+        let now = Instant::from_nanos(1_000_000_000);
+        let read = Asking { bytes: 1 << 20, ..asking(0, now) };
+        let short = limits.ask(read).unwrap_err();
+        // A whole second's worth is missing but for a burst; it is asked for again in time to keep the claim.
+        assert!(short.until > now && short.until.since(now).as_millis() < 5);
+        limits.ask(Asking { way: Way::Write, ..read }).unwrap();
+        assert_eq!(limits.spend(ShardIndex(0), Way::Write, 1 << 20), 0);
+        // A shard that the limits were not made for is not held to them.
+        limits.ask(Asking { shard: ShardIndex(1), ..read }).unwrap();
+        limits.set(&Rates::default(), 1);
+        limits.ask(read).unwrap();
+    }
+}

@@ -56,15 +56,15 @@ impl Shard {
         let Some(request) = self.requests.get(id) else { return };
         let (queue_id, device, line) = (request.queue, request.device, request.line());
         // Nothing behind it on its connection is read before it has its buffer.
-        let blocks = request.in_capsule && request.buffer.is_none();
-        let limited = request.limited;
+        let (limited, holds) = (request.limited, request.buffer.is_some());
+        let blocks = request.in_capsule && !holds;
         let Some(queue) = self.queues.get(queue_id) else { return };
         // Nobody is overtaken: neither one's own earlier commands, nor queues that wait for memory.
         let first = self.is_urgent(id)
             || (queue.waiting.is_empty_for(device, line) && (!self.dry || !queue.is_io()));
         if first {
             match self.try_buffer(id) {
-                Attempt::Got => return self.have_buffer(id),
+                Attempt::Got => return self.have_buffer(id, holds),
                 Attempt::Empty => self.found_empty(queue_id),
                 Attempt::Crowded => self.found_crowded(device),
                 Attempt::OverShare | Attempt::Limited => {}
@@ -83,17 +83,20 @@ impl Shard {
         }
     }
 
-    /// Gets the request its buffer, if its device's limits let it through. It pays for that once it has both.
+    /// Gets the request its buffer, if its device's limits let it through.
+    #[inline]
     fn try_buffer(&mut self, id: RequestId) -> Attempt {
-        let Some(request) = self.requests.get(id) else { return Attempt::OverShare };
-        if !request.limited {
-            return self.take_buffer(id);
-        }
-        let holds = request.buffer.is_some();
+        let limited = self.requests.get(id).is_some_and(|request| request.limited);
+        if limited { self.try_limited(id) } else { self.take_buffer(id) }
+    }
+
+    /// The same for one that is subject to limits. It pays once it has leave and buffer.
+    #[cold]
+    fn try_limited(&mut self, id: RequestId) -> Attempt {
+        let holds = self.requests.get(id).is_some_and(|request| request.buffer.is_some());
         let leave = self.leave(id);
-        match leave {
-            Leave::Denied => return Attempt::Limited,
-            Leave::Given | Leave::Early => {}
+        if leave == Leave::Denied {
+            return Attempt::Limited;
         }
         let attempt = if holds { Attempt::Got } else { self.take_buffer(id) };
         if attempt == Attempt::Got && leave == Leave::Given {
@@ -149,10 +152,10 @@ impl Shard {
         Attempt::Got
     }
 
-    /// The request holds its buffer: the host's data is fetched, or the work begins.
-    fn have_buffer(&mut self, id: RequestId) {
+    /// The request holds its buffer: the host's data is fetched, or the work begins. `held`: it waited with the data.
+    fn have_buffer(&mut self, id: RequestId, held: bool) {
         let Some(request) = self.requests.get_mut(id) else { return };
-        if !request.from_host || request.received {
+        if !request.from_host || held {
             request.stage = Stage::New;
             self.perform(id);
             return;
@@ -245,7 +248,7 @@ impl Shard {
                         queue.waiting.pop(&mut self.requests, place);
                     }
                     self.left_line(queue_id, device, line);
-                    self.have_buffer(first);
+                    self.have_buffer(first, holds);
                     return true;
                 }
                 Attempt::Empty => self.found_empty(queue_id),

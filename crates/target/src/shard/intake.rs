@@ -219,11 +219,9 @@ impl Shard {
         let give_up = record.give_up;
         match (give_up, result) {
             (Some(status), _) | (None, Err(status)) => self.answer(request, status.into()),
-            (None, Ok(())) => {
-                record.received = true;
-                // It was taken in before its turn, see `limit`.
-                if record.limited { self.seek_buffer(request) } else { self.perform(request) }
-            }
+            // It was taken in before its turn, see `limit`.
+            (None, Ok(())) if record.limited => self.seek_buffer(request),
+            (None, Ok(())) => self.perform(request),
         }
     }
 

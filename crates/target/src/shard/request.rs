@@ -88,8 +88,6 @@ pub(crate) struct Request {
     pub(crate) in_capsule: bool,
     /// They come from the host.
     pub(crate) from_host: bool,
-    /// Those of the host are here.
-    pub(crate) received: bool,
     /// The limits of its device have not let it through yet.
     pub(crate) limited: bool,
     pub(crate) buffer: Option<Buffer>,
@@ -132,7 +130,6 @@ impl Request {
             length: 0,
             in_capsule: false,
             from_host: false,
-            received: false,
             limited: false,
             buffer: None,
             charge: 0,
