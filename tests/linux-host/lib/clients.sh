@@ -20,7 +20,7 @@ provision() {
   rm -rf "$scratch/state"
   echo clients >"$target_config_file"
   tidegate_start clients
-  wait_until 15 answers || fail "the RPC socket does not answer"
+  wait_until 60 answers || fail "the RPC socket does not answer"
   rm -f "$image"
   truncate -s 64M "$image"
   rpc bdev_uring_create name=volume filename="$image" block_size=4096

@@ -8,7 +8,7 @@ target_config_file=$scratch/target.config
 # target_start CONFIGURATION: a name in configs/. Returns once it listens.
 target_start() {
   echo "$1" >"$target_config_file"
-  "${target}_start" "$1" && wait_until 15 target_listens 127.0.0.1 4420 && return
+  "${target}_start" "$1" && wait_until 60 target_listens 127.0.0.1 4420 && return
   echo "the target does not listen; its log ends:"
   tail -n 20 "$target_log"
   return 1
