@@ -113,6 +113,11 @@ impl Plane {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The process is about to end: what devices hold back on purpose ends now, as if they had left the configuration.
+    pub fn retire(&self) {
+        retire_devices(&self.state(), &State::default());
+    }
+
     /// Makes a change: `edit` is given a clone of the current state. Back when it is on disk and in force.
     ///
     /// # Errors

@@ -87,6 +87,8 @@ impl Serving {
     fn end(self, timeout: Duration) -> Result<(), Failure> {
         let until = Instant::now() + timeout;
         self.rpc.stop();
+        // What is held on purpose would be held for longer than that.
+        self.plane.retire();
         self.plane.node().shutdown(until.saturating_duration_since(Instant::now()))?;
         Ok(())
     }

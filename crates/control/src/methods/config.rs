@@ -33,7 +33,7 @@ use crate::state::State;
 
 /// The parts that have something to say, in the order in which they have to be made, and what they need.
 const PARTS: &[(&str, &[&str])] =
-    &[("bdev", &[]), ("tidegate", &[]), ("nvmf", &["bdev", "tidegate"])];
+    &[("bdev", &[]), ("tidegate", &["bdev"]), ("nvmf", &["bdev", "tidegate"])];
 
 /// Parts of SPDK that clients may ask for. There is nothing of them here.
 const EMPTY_PARTS: &[&str] = &[

@@ -29,9 +29,13 @@ fn name_of(state: &State, named: &str) -> String {
     state.device(named).map_or(named, |opened| opened.object.name.as_str()).to_owned()
 }
 
-/// A new layer needs its base for itself.
+/// A new layer needs its base for itself. One that is not there yet is named by its name.
 pub(super) fn refuse_claimed(state: &State, device: &Device) -> Result<(), RpcError> {
     let Some(base) = device.kind.base() else { return Ok(()) };
+    // By its UUID it would be found when a document is loaded, in which it comes first, and not when it comes later.
+    if !state.devices.contains_key(base) && Uuid::try_parse(base).is_ok() {
+        return Err(Errno::NoDevice.about(base));
+    }
     let refuse = |problem| Err(Errno::NotPermitted.about(problem));
     if let Some(layer) = state.layer_on(base) {
         return refuse(format!("{} stands on {base} already", layer.object.name));

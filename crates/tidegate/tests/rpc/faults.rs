@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use host::{Controller, Queue, Transfer};
 use nvme::Status;
 use nvme::io::{self, Command};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::client::{Client, start};
@@ -204,6 +205,47 @@ fn a_slow_device_is_as_slow_as_it_was_told_last() {
     expected["avg_read_latency"] = json!(70_000);
     expected["uuid"] = bdev["uuid"].clone();
     assert_eq!(bdev["driver_specific"], json!({ "delay": expected }));
+}
+
+/// Nobody is there any more to resume what pends, and an hour is longer than an orderly end may take.
+#[test]
+fn an_orderly_end_does_not_wait_for_what_is_held_on_purpose() {
+    let folder = folder();
+    let port = free_port();
+    let daemon = start(folder.path(), &[]);
+    let mut client = Client::connect(folder.path());
+    create(&mut client, "malloc", "ram");
+    client.call("bdev_error_create", &json!({ "base_name": "ram" }));
+    client.call("bdev_delay_create", &delay("slow", "EE_ram", 3_600_000_000));
+    export(&mut client, port, "slow");
+    let mut host = Host::new(port);
+    inject(&mut client, "read", "pending", &json!({}));
+    // One pends, and one is back from the medium and slow.
+    host.begin_read();
+    host.begin_read();
+    // On the same queue: they are in the device when it is answered.
+    assert!(host.write(&[7; 4096]).is_success());
+    daemon.signal(Signal::TERM);
+    let (status, errors, _) = daemon.wait();
+    assert!(status.success(), "{errors}");
+}
+
+/// A UUID would find its device when a document is loaded, and not before: the same calls would make two things.
+#[test]
+fn a_base_that_is_not_there_is_named_by_its_name() {
+    const UUID: &str = "11111111-2222-4333-8444-555555555555";
+    let folder = folder();
+    let _daemon = start(folder.path(), &[]);
+    let mut client = Client::connect(folder.path());
+    let missing = (-19, format!("No such device: {UUID}"));
+    assert_eq!(client.refused("bdev_delay_create", &delay("slow", UUID, 0)), missing);
+    assert_eq!(client.refused("bdev_error_create", &json!({ "base_name": UUID })), missing);
+    let base = json!({ "name": "null", "num_blocks": 8, "block_size": 512, "uuid": UUID });
+    client.call("bdev_null_create", &base);
+    client.call("bdev_delay_create", &delay("slow", UUID, 0));
+    let slow = client.call("bdev_get_bdevs", &json!({ "name": "slow" }));
+    assert_eq!(slow[0]["driver_specific"]["delay"]["base_bdev_name"], "null");
+    assert_eq!(slow[0]["num_blocks"], 8);
 }
 
 fn bdevs(client: &mut Client) -> Value {
