@@ -13,12 +13,12 @@
 //!
 //! **Time is the currency.** A limit hands out time as it passes: at 1,000 I/Os per second, an I/O costs a millisecond.
 //! So a change of the rate needs no conversion, and what has been handed out is one number, an instant that follows the
-//! clock. It may lag behind by [`BURST`]: what is not used by then is lost. A command goes ahead once its shard holds
+//! clock. It may lag behind by `BURST`: what is not used by then is lost. A command goes ahead once its shard holds
 //! what it costs in each limit that applies; nothing is ever owed, so all shards together never carry out more than
 //! the rate and one burst, whatever happens. A command larger than a burst waits while its shard saves up for it.
 //!
 //! **Fairness.** A shard claims of each slice what its queues in line are of all queues in line, for all the slices since
-//! it last came (up to [`HORIZON`]; one that does not come for longer leaves its claim to the others). What nobody claims is
+//! it last came (up to `HORIZON`; one that does not come for longer leaves its claim to the others). What nobody claims is
 //! divided in the same way. What a shard does not need it puts back a slice later. So a shard
 //! with three queues in line gets three quarters and one with one queue a quarter, and each gets everything when it is
 //! alone. How a shard divides its part is in `shard::limit`.
