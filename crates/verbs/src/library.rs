@@ -1,0 +1,106 @@
+//! The entrance: the two libraries, or the software provider in their place.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use crate::device::{Device, Opened};
+use crate::software::Shared;
+use crate::sys::{self, Api};
+use crate::{OpenError, VerbsError, error};
+
+pub(crate) struct Root {
+    pub(crate) api: &'static Api,
+    /// In the place of the libraries' entrances, which take nothing that could lead to it.
+    pub(crate) software: Option<Arc<Shared>>,
+    devices: Mutex<Vec<Weak<Opened>>>,
+    tokens: AtomicU64,
+}
+
+/// A handle to libibverbs and librdmacm; clones refer to the same.
+#[derive(Clone)]
+pub struct Library(pub(crate) Arc<Root>);
+
+impl fmt::Debug for Library {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Library")
+            .field("software", &self.0.software.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Library {
+    /// Opens the machine's libraries.
+    ///
+    /// # Errors
+    /// [`OpenError`], whose one line says what to install.
+    pub fn open() -> Result<Library, OpenError> {
+        static API: OnceLock<Api> = OnceLock::new();
+        let api = if let Some(api) = API.get() {
+            api
+        } else {
+            let opened = sys::open()?;
+            API.get_or_init(|| opened)
+        };
+        Ok(Library::new(api, None))
+    }
+
+    pub(crate) fn new(api: &'static Api, software: Option<Arc<Shared>>) -> Library {
+        let (devices, tokens) = (Mutex::new(Vec::new()), AtomicU64::new(1));
+        Library(Arc::new(Root { api, software, devices, tokens }))
+    }
+
+    pub(crate) fn api(&self) -> &Api {
+        self.0.api
+    }
+
+    pub(crate) fn token(&self) -> u64 {
+        self.0.tokens.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Opens every device there is. One that is open already is the same [`Device`], unless it was removed meanwhile.
+    ///
+    /// # Errors
+    /// If the list cannot be had or a device not be opened. No device at all is an empty list.
+    pub fn devices(&self) -> Result<Vec<Device>, VerbsError> {
+        if let Some(software) = &self.0.software {
+            let all = software.device_list();
+            return all.into_iter().map(|device| self.device(device)).collect();
+        }
+        let mut count = 0;
+        // SAFETY: `count` is written to; the list is freed below.
+        let list = unsafe { (self.api().ibv_get_device_list)(&raw mut count) };
+        if list.is_null() {
+            let error = error::last("ibv_get_device_list");
+            // No kernel module for RDMA, hence no device.
+            return if error.raw_os_error() == Some(libc::ENOSYS) {
+                Ok(Vec::new())
+            } else {
+                Err(error)
+            };
+        }
+        let count = usize::try_from(count).unwrap_or_default();
+        // SAFETY: the list has `count` entries.
+        let devices = (0..count).map(|index| self.device(unsafe { *list.add(index) })).collect();
+        // SAFETY: the list just made; the devices that were opened stay.
+        unsafe { (self.api().ibv_free_device_list)(list) };
+        devices
+    }
+
+    /// The device of this description, opened unless it is.
+    pub(crate) fn device(&self, device: *mut sys::Device) -> Result<Device, VerbsError> {
+        let mut devices = self.0.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        devices.retain(|known| known.strong_count() > 0);
+        let name = Opened::name_of(self, device);
+        let open = devices.iter().filter_map(Weak::upgrade).find(|known| known.is(&name));
+        let opened = if let Some(known) = open {
+            known
+        } else {
+            let opened = Arc::new(Opened::open(self.clone(), device, name)?);
+            devices.push(Arc::downgrade(&opened));
+            opened
+        };
+        // Released before `devices`: what is dropped with it does not come back here.
+        Ok(Device(opened))
+    }
+}
