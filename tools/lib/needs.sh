@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154 # $repo and the like come from the script that sources this
 # What the tests need of the machine: finds what is missing, says so, installs it. Sourced by tools/test.
 
-# Debian package and the command, or module of Python, by which it is known; one pair a line.
+# Debian package and the command, file, or module of Python, by which it is known; one pair a line.
 packages_needed() {
   cat <<'END'
 qemu-system-x86 qemu-system-x86_64
@@ -17,11 +17,14 @@ dmsetup dmsetup
 util-linux losetup
 jq jq
 shellcheck shellcheck
+libibverbs-dev file:/usr/include/infiniband/verbs.h
+librdmacm-dev file:/usr/include/rdma/rdma_cma.h
 END
 }
 
 has() {
   case $1 in
+    file:*) [ -e "${1#file:}" ] ;;
     python:*) python3 -c "import ${1#python:}" 2>/dev/null ;;
     *) PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null ;;
   esac

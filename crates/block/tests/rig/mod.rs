@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
 use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -154,9 +155,10 @@ impl Host {
     }
 }
 
-/// Says that a test, or part of one, was left out; the test runner counts these lines.
+/// Says that a test, or part of one, was left out; `tools/test` counts these lines. Past the capture of what tests
+/// print, which would keep it to itself.
 pub(crate) fn skip(why: &str) {
-    eprintln!("skipped: {why}");
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
 /// Runs a command; its output, or `None` with a line that says that the test needs it.
