@@ -112,6 +112,10 @@ impl Entry {
         if !self.guarded {
             return None;
         }
+        // Its queues are being ended, and the shard that does so may not know yet. A host that has another path goes there.
+        if self.retired {
+            return Some(Status::INTERNAL_PATH_ERROR);
+        }
         let namespace = self.subsystem.namespace(nsid)?;
         match sender(&self.subsystem) {
             Some(view) => view.refusal(namespace),
@@ -226,6 +230,8 @@ impl Subsystems {
             entry.retired = true;
             self.by_name.remove(entry.subsystem.nqn());
             entry.put(Arc::new(entry.subsystem.without_namespaces()));
+            // Every command is refused now.
+            entry.guarded = true;
         }
     }
 

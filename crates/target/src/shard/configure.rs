@@ -52,10 +52,11 @@ impl Shard {
                 }
                 Change::Removed(subsystem) => {
                     let Some(key) = self.subsystems.find(subsystem.nqn()) else { continue };
+                    // First, so that what has been held is not told that its namespace alone is gone.
+                    self.subsystems.retire(key);
                     for namespace in subsystem.namespaces() {
                         self.displace(key, namespace.nsid());
                     }
-                    self.subsystems.retire(key);
                     unwelcome.extend(self.unwelcome(key));
                 }
                 Change::Replaced { before, after } => {

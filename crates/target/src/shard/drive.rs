@@ -296,6 +296,10 @@ impl Shard {
 
     fn next_flush(&mut self, id: RequestId, mut from: u32, out: bool) -> Next {
         let Some((queue, entry)) = self.flushed_subsystem(id) else { return rest(out) };
+        if entry.retired {
+            // What is to be kept is not known here any more.
+            return fail(Status::INTERNAL_PATH_ERROR);
+        }
         while let Some((nsid, key)) = entry.next_backend(from) {
             from = nsid.saturating_add(1);
             // What was acknowledged while the cache was on has to be kept, whatever the host may do now.

@@ -108,6 +108,25 @@ fn a_removed_subsystem_takes_everything_along() {
     world.execute(io, read(1), &[], 512).ok();
 }
 
+/// A host with another path goes there: the namespace is not gone, this way to it is.
+#[test]
+fn a_shard_that_has_removed_a_subsystem_before_its_queues_end_names_the_path() {
+    let disk = TestDevice::new("disk0", 64);
+    let options = SubsystemOptions { hosts: Hosts::Any, ..SubsystemOptions::default() };
+    let mut world = World::new(2);
+    let first = configuration_with(&[(1, &disk)], options);
+    world.configure(&first, &[&disk]);
+    let (_, cntlid) = world.controller(0);
+    let io = world.io_queue(1, cntlid, 1);
+    world.execute(io, read(1), &[], 512).ok();
+    let mut builder = first.change();
+    builder.remove_subsystem(&nqn(NQN)).unwrap();
+    world.configure_shard(1, &builder.build().unwrap());
+    assert_eq!(world.execute(io, read(1), &[], 512).status(), Status::INTERNAL_PATH_ERROR);
+    let flush = Command::Flush.to_sqe(nvme::NSID_ALL);
+    assert_eq!(world.execute(io, flush, &[], 0).status(), Status::INTERNAL_PATH_ERROR);
+}
+
 #[test]
 fn a_removed_listener_takes_those_who_came_by_it() {
     let disk = TestDevice::new("disk0", 64);

@@ -332,10 +332,13 @@ impl World {
         self.send_io(host, queue, sqe, Some(Payload::AsIs(vec![0; bytes])));
     }
 
-    /// A command with an identifier that is outstanding.
+    /// A command with an identifier that is outstanding. Not one that an Abort is under way for: when that comes, the first
+    /// command may have ended, and it is this one that is aborted.
     fn repeat_identifier(&mut self, host: usize, queue: usize) {
         let Some(own) = &self.hosts[host].queues[queue] else { return };
-        let Some(cid) = own.commands.keys().next().copied() else { return };
+        let mut outstanding = own.commands.iter();
+        let unasked = outstanding.find(|(_, commands)| commands.iter().all(|it| !it.aborted));
+        let Some(cid) = unasked.map(|(cid, _)| *cid) else { return };
         let Some(nsid) = self.hosts[host].known.keys().next().copied() else { return };
         let mut sqe = Command::Verify(Transfer::new(0, 1)).to_sqe(nsid);
         sqe.cid = U16::new(cid);

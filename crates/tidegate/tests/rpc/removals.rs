@@ -29,6 +29,13 @@ enum End {
     Refused(Status),
 }
 
+impl End {
+    /// It is no use trying again, or by another path.
+    fn is_final(&self) -> bool {
+        matches!(self, End::Refused(status) if status.dnr())
+    }
+}
+
 /// A host that reads without a pause and sends keep-alives, until something ends it.
 struct Host {
     reads: Arc<AtomicU64>,
@@ -131,7 +138,7 @@ fn what_is_removed_under_io_ends_those_who_use_it_and_nobody_else() {
     client.call("nvmf_subsystem_remove_ns", &json!({ "nqn": VOLUME, "nsid": 1 }));
     for host in [third, by_near] {
         let end = host.end();
-        assert!(matches!(end, End::Refused(status) if status.dnr()), "{end:?}");
+        assert!(end.is_final(), "{end:?}");
     }
     bystander.goes_on();
 
@@ -140,7 +147,9 @@ fn what_is_removed_under_io_ends_those_who_use_it_and_nobody_else() {
     let last = [near, near].map(|port| Host::start(loopback(port), VOLUME, "third"));
     client.call("nvmf_delete_subsystem", &json!({ "nqn": VOLUME }));
     for host in last {
-        assert_eq!(host.end(), End::Disconnected);
+        let end = host.end();
+        // A reactor may know of it before those queues of its are ended.
+        assert!(!matches!(end, End::Stopped) && !end.is_final(), "{end:?}");
     }
     bystander.goes_on();
     let mut refused = options(loopback(near), VOLUME, "third");
