@@ -8,7 +8,8 @@
 //!
 //!     cargo bench -p tidegate --bench provisioning -- --subsystems 1000 --rate 5000
 //!
-//! One client thread and `perf` as a process of its own: with the daemon's reactor and its control thread four want to run.
+//! One client thread and `perf` as a process of its own: with the daemon's control thread three want to run besides its
+//! reactors, of which there are as many as cores, up to four.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::cast_possible_truncation, clippy::missing_panics_doc)]
@@ -42,7 +43,7 @@ struct Options {
     /// Subsystems to create, with a namespace and a listener each.
     #[arg(long, default_value_t = 1000)]
     subsystems: usize,
-    /// Times that all of them are listed, and that one of them is.
+    /// Times that all of them are listed.
     #[arg(long, default_value_t = 50)]
     lists: usize,
     /// I/Os per second that perf begins.

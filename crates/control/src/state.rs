@@ -15,7 +15,7 @@ use target::configuration::{
     self, Ana, Configuration, ConfigurationBuilder, ConfigurationError, Hosts, Limits, Listener,
     ListenerId, NamespaceOptions, NamespaceState, Reach, SubsystemOptions,
 };
-use target::rate_limit::RateLimits;
+use target::rate_limit::{RateLimits, Rates};
 
 use crate::objects::{
     Address, AnaState, AnaStates, Device, Namespace, Objects, Referral, Subsystem, Transport,
@@ -210,13 +210,31 @@ impl State {
         }
     }
 
-    /// Puts the limits in force of devices that are not as in the state `before`.
+    /// Puts the limits in force of devices that may do more or less than in the state `before`.
     pub fn enforce_limits(&self, before: &Self, shards: u16) {
         for (name, opened) in &self.devices {
-            if before.devices.get(name).is_none_or(|old| !Arc::ptr_eq(old, opened)) {
-                opened.limits.set(&opened.object.limits.rates(), shards);
+            let rates = self.rates(opened);
+            let same = |old: &Arc<Opened>| {
+                Arc::ptr_eq(&old.limits, &opened.limits) && before.rates(old) == rates
+            };
+            if !before.devices.get(name).is_some_and(same) {
+                opened.limits.set(&rates, shards);
             }
         }
+    }
+
+    /// How much a device may do: what is below it does all that it does and nothing else, so the least of each limit holds all.
+    fn rates(&self, opened: &Opened) -> Rates {
+        let mut rates = opened.object.limits.rates();
+        for base in self.below(&opened.object) {
+            for (rate, below) in rates.iter_mut().zip(base.limits.rates()) {
+                *rate = match (*rate, below) {
+                    (0, other) | (other, 0) => other,
+                    (own, other) => own.min(other),
+                };
+            }
+        }
+        rates
     }
 
     /// The devices that are still to be opened. Layers are not: see [`crate::layers`].
@@ -568,6 +586,41 @@ mod tests {
             assert_eq!(full.subsystems().len() + count, objects);
             let gone = check(&nothing.steps(&state, &full).unwrap(), &full);
             assert!(gone.subsystems().is_empty());
+        }
+    }
+
+    #[test]
+    fn what_stands_on_a_limited_device_is_limited_with_it() {
+        let device = |name: &str, base: Option<&str>, r_ios_per_sec, rw_mbytes_per_sec| {
+            let limits = crate::objects::RateLimits {
+                r_ios_per_sec,
+                rw_mbytes_per_sec,
+                ..crate::objects::RateLimits::default()
+            };
+            let kind = match base {
+                Some(base) => DeviceKind::Error { base: base.to_owned() },
+                None => DeviceKind::Null { size: 4096, block_size: 512 },
+            };
+            (name.to_owned(), Device { name: name.to_owned(), uuid: None, kind, limits })
+        };
+        let state = |ground| {
+            let devices = [ground, device("m", Some("g"), 9, 0), device("t", Some("m"), 5, 3)];
+            State::from(Objects { devices: devices.into(), ..Objects::default() })
+        };
+        let mut last = State::default();
+        for (ground, top) in [((0, 0), (5, 3)), ((4, 2), (4, 2)), ((7, 9), (5, 3))] {
+            let mut next = state(device("g", None, ground.0, ground.1));
+            for (name, opened) in &mut next.devices {
+                // As a change leaves them: the same limits, to be set otherwise.
+                if let Some(old) = last.devices.get(name) {
+                    let limits = Arc::clone(&old.limits);
+                    *opened = Arc::new(Opened { limits, ..Opened::clone(opened) });
+                }
+            }
+            next.enforce_limits(&last, 1);
+            let [_, reads, _, bytes, ..] = next.devices["t"].limits.rates();
+            assert_eq!((reads, bytes), (top.0, top.1 << 20));
+            last = next;
         }
     }
 

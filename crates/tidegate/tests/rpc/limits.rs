@@ -165,3 +165,26 @@ fn hosts_get_what_the_limit_says() {
     let found = perf(off, "--rw randwrite --bs 64k --iodepth 8 --number-ios 5000");
     assert!(found > 2.0 * 320.0, "{found} a second without a limit");
 }
+
+#[test]
+fn a_limit_holds_for_what_stands_on_the_device() {
+    let folder = folder();
+    let port = free_port();
+    let _daemon = serve(folder.path(), port, "");
+    let mut client = Client::connect(folder.path());
+    client.call(
+        "bdev_malloc_create",
+        &json!({ "name": "base", "num_blocks": 4096, "block_size": 4096 }),
+    );
+    client.call("bdev_error_create", &json!({ "base_name": "base" }));
+    let namespace = json!({ "nqn": NQN, "namespace": { "bdev_name": "EE_base" } });
+    let nsid = client.call("nvmf_subsystem_add_ns", &namespace).to_string();
+    set(&mut client, &json!({ "name": "base", "rw_ios_per_sec": 2000 }));
+    let at = port.to_string();
+    let perf = ["perf", "-a", "127.0.0.1", "-s", &at, "-n", NQN, "--nsid", &nsid];
+    let workload = ["--rw", "randread", "--iodepth", "8", "--number-ios", "4000"];
+    let report = run_json(folder.path(), &[&perf[..], &workload].concat());
+    let found = 4000.0 / report["seconds"].as_f64().unwrap();
+    assert!(found <= 2000.0 * 1.05, "{found} a second");
+    assert_eq!(assigned(&mut client, "EE_base"), with(&[]), "what is assigned is its own");
+}
