@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use memory::{Arena, ArenaConfig, ArenaReport, Hugepages, SLAB_SIZE};
 pub use reactor::CounterValues as ReactorCounters;
-use reactor::{IdlePolicy, Local, ReactorConfig, ReactorError, Reactors};
+use reactor::{IdlePolicy, Local, Placement, ReactorConfig, ReactorError, Reactors};
 use target::configuration::Configuration;
 use target::shard::report::{ControllerReport, Page, QueueReport};
 use target::{PortId, Shard, ShardConfig, ShardIndex, ShardLimits};
@@ -122,7 +122,8 @@ impl Node {
         let places = config.reactors.iter().map(|it| (it.core, it.idle)).collect();
         let reactors = reactor::spawn(config.reactors, WORKERS)?;
         let inboxes: Vec<_> = reactors.handles().iter().cloned().map(Inbox::new).collect();
-        let tcp = TcpNetwork::new(config.tcp, reactors.handles());
+        let tcp =
+            TcpNetwork::new(config.tcp, reactors.handles(), Placement::new(reactors.handles()));
         let mut acknowledged = Vec::new();
         for handle in reactors.handles() {
             let (done, answer) = mpsc::channel();

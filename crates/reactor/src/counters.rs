@@ -1,7 +1,4 @@
-//! What a reactor counts. One writer, its own thread; any thread may read.
-//!
-//! All accesses are relaxed: the figures are statistics, nothing is ordered by them. With one
-//! writer an increment is a load and a store, without the locked instruction of `fetch_add`.
+//! What a reactor counts, and how loaded it is.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,26 +10,7 @@ use crate::{Clock, Instant};
 /// The length of a window over which the busy share is measured.
 const WINDOW: Duration = Duration::from_millis(20);
 
-/// Declares the counters once: as atomics, as plain values, and the way from the one to the other.
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// A reactor's counters.
-        #[derive(Debug, Default)]
-        pub(crate) struct Counters { $(pub(crate) $name: Counter,)* }
-
-        /// A reactor's counters at one moment, since its start.
-        #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-        pub struct CounterValues { $($(#[$doc])* pub $name: u64,)* }
-
-        impl Counters {
-            pub(crate) fn values(&self) -> CounterValues {
-                CounterValues { $($name: self.$name.value(),)* }
-            }
-        }
-    };
-}
-
-counters! {
+crate::counters! {
     /// Turns taken.
     turns,
     /// Turns in which something was done.
@@ -55,26 +33,6 @@ counters! {
     idle_nanos,
     /// Nanoseconds slept; a sleep is added when it is over.
     sleep_nanos,
-}
-
-/// One counter with one writer.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(crate) fn add(&self, count: u64) {
-        let sum = self.0.load(Ordering::Relaxed).wrapping_add(count);
-        self.0.store(sum, Ordering::Relaxed);
-    }
-
-    /// Adds nanoseconds.
-    fn add_time(&self, time: Duration) {
-        self.add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
-    }
-
-    fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 /// How loaded a reactor is, for placing queues.

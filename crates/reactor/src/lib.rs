@@ -23,6 +23,7 @@
 
 mod activity;
 mod clock;
+mod counter;
 mod counters;
 mod error;
 mod events;
@@ -31,20 +32,25 @@ mod idle;
 mod inbox;
 mod limits;
 mod local;
+mod notes;
 mod offload;
+mod placement;
 mod reactor;
 pub mod ring;
 mod threads;
 mod timers;
 
 pub use clock::{Clock, Instant, SimulatedClock};
+pub use counter::Counter;
 pub use counters::{CounterValues, Load};
 pub use error::ReactorError;
 pub use events::{EventSource, Interest, Readiness};
 pub use handle::{Full, Handle, Message};
 pub use idle::IdlePolicy;
 pub use local::Local;
+pub use notes::Notes;
 pub use offload::Workers;
+pub use placement::{Place, Placement};
 pub use reactor::{Poller, PollerId, Progress, Reactor, ReactorConfig, RingChoice};
 pub use ring::Ring;
 pub use threads::{JoinError, Reactors, spawn};

@@ -1,48 +1,10 @@
-//! What the transport counts on one reactor. One writer, the reactor's thread; any thread may read.
-//!
-//! All accesses are relaxed: the figures are statistics and order nothing. With one writer an
-//! increment is a load and a store, without the locked instruction of `fetch_add`.
-
-use std::sync::atomic::{AtomicU64, Ordering};
+//! What the transport counts on one reactor.
 
 use nvme::tcp::FatalErrorStatus;
 
 use crate::deadline::Timeout;
 
-/// Declares the counters once: as atomics and as plain values.
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// The counters of one reactor's transport.
-        #[derive(Debug, Default)]
-        pub struct Counters { $(pub(crate) $name: Counter,)* }
-
-        /// The counters at one moment, since the start.
-        #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-        pub struct CounterValues { $($(#[$doc])* pub $name: u64,)* }
-
-        impl Counters {
-            /// The values now.
-            pub fn values(&self) -> CounterValues {
-                CounterValues { $($name: self.$name.value(),)* }
-            }
-        }
-
-        impl CounterValues {
-            /// Each counter with its name.
-            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
-                [$((stringify!($name), self.$name),)*].into_iter()
-            }
-
-            /// The sum of two reactors' counters.
-            #[must_use]
-            pub fn plus(&self, other: &CounterValues) -> CounterValues {
-                CounterValues { $($name: self.$name.wrapping_add(other.$name),)* }
-            }
-        }
-    };
-}
-
-counters! {
+reactor::counters! {
     /// Connections accepted by a listener of this reactor.
     accepted,
     /// Connections that this reactor began to serve.
@@ -131,25 +93,5 @@ impl Counters {
             Timeout::Close => &self.timeouts_close,
         }
         .add(1);
-    }
-}
-
-/// One counter with one writer.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(crate) fn add(&self, count: u64) {
-        let sum = self.0.load(Ordering::Relaxed).wrapping_add(count);
-        self.0.store(sum, Ordering::Relaxed);
-    }
-
-    /// Adds a count of bytes or things in memory.
-    pub(crate) fn add_len(&self, count: usize) {
-        self.add(u64::try_from(count).unwrap_or(u64::MAX));
-    }
-
-    fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
     }
 }

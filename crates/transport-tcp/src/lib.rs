@@ -29,7 +29,6 @@ mod deadline;
 mod in_memory;
 mod listener;
 mod network;
-mod placement;
 mod sessions;
 mod socket;
 mod transport;

@@ -3,15 +3,14 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use reactor::Handle;
+use reactor::{Handle, Notes, Place, Placement};
 
 use crate::config::TcpConfig;
 use crate::counters::{CounterValues, Counters};
 use crate::listener::Listener;
-use crate::placement::{Place, Placement};
 use crate::socket::Socket;
 
 /// The reactor that serves the listeners.
@@ -33,10 +32,7 @@ pub(crate) struct Shared {
 
 /// One reactor's share.
 pub(crate) struct Seat {
-    handle: Handle,
-    notes: Mutex<Vec<Note>>,
-    /// There are notes: looked at every turn, where the lock is not.
-    noted: AtomicBool,
+    pub(crate) notes: Notes<Note>,
     connections: AtomicUsize,
     pub(crate) counters: Counters,
 }
@@ -51,23 +47,6 @@ pub(crate) enum Note {
 }
 
 impl Seat {
-    /// Leaves a note and wakes the reactor.
-    fn note(&self, note: Note) {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(note);
-        self.noted.store(true, Ordering::Release);
-        // The message does nothing: it wakes. A reactor whose mailbox is full is awake.
-        let _ = self.handle.send(|_| {});
-    }
-
-    /// Takes the notes, if there are any.
-    pub(crate) fn take_notes(&self) -> Vec<Note> {
-        if !self.noted.load(Ordering::Acquire) {
-            return Vec::new();
-        }
-        self.noted.store(false, Ordering::Release);
-        std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
     /// A connection is served here.
     pub(crate) fn joined(&self) {
         self.connections.fetch_add(1, Ordering::Relaxed);
@@ -80,17 +59,14 @@ impl Seat {
 }
 
 impl TcpNetwork {
-    /// The transport for these reactors, in the order of their indices. Each of them then gets its
-    /// [`TcpTransport`](crate::TcpTransport).
-    pub fn new(config: TcpConfig, reactors: &[Handle]) -> TcpNetwork {
+    /// The transport for these reactors, in the order of their indices; `placement` is of the same. Each of them then
+    /// gets its [`TcpTransport`](crate::TcpTransport).
+    pub fn new(config: TcpConfig, reactors: &[Handle], placement: Placement) -> TcpNetwork {
         let seats = reactors.iter().map(|handle| Seat {
-            handle: handle.clone(),
-            notes: Mutex::default(),
-            noted: AtomicBool::new(false),
+            notes: Notes::new(handle.clone()),
             connections: AtomicUsize::new(0),
             counters: Counters::default(),
         });
-        let placement = Placement::new(reactors);
         let shared = Shared { config: config.clamped(), seats: seats.collect(), placement };
         TcpNetwork { shared: Arc::new(shared) }
     }
@@ -103,14 +79,14 @@ impl TcpNetwork {
     /// Has the connections of `listener` served from now on. All subsystems of an address share it.
     pub fn listen(&self, listener: Listener) {
         if let Some(seat) = self.shared.seats.get(LISTENING_REACTOR) {
-            seat.note(Note::Listen(listener));
+            seat.notes.leave(Note::Listen(listener));
         }
     }
 
     /// Closes the listener on `address` soon; its connections stay.
     pub fn unlisten(&self, address: SocketAddr) {
         if let Some(seat) = self.shared.seats.get(LISTENING_REACTOR) {
-            seat.note(Note::Unlisten(address));
+            seat.notes.leave(Note::Unlisten(address));
         }
     }
 
@@ -118,7 +94,7 @@ impl TcpNetwork {
     /// [`TcpNetwork::connections`] tells when that is done.
     pub fn shutdown(&self) {
         for seat in &self.shared.seats {
-            seat.note(Note::Shutdown);
+            seat.notes.leave(Note::Shutdown);
         }
     }
 
@@ -146,7 +122,7 @@ impl Shared {
         let Ok((_, peer)) = socket.addresses() else { return };
         let Some(place) = self.placement.place(peer.ip()) else { return };
         if let Some(seat) = self.seats.get(place.reactor()) {
-            seat.note(Note::Serve(socket, place));
+            seat.notes.leave(Note::Serve(socket, place));
         }
     }
 }

@@ -17,14 +17,13 @@ use std::collections::VecDeque;
 use std::io;
 
 use memory::vectored::Space;
-use reactor::{EventSource, Instant, Interest, Readiness, TimerId, Timers};
+use reactor::{EventSource, Instant, Interest, Place, Readiness, TimerId, Timers};
 use slab::Slab;
 use target::{Action, QueueId};
 use tracing::{debug, info};
 
 use crate::connection::{Addresses, Advance, CloseReason, Connection, Core, Turn};
 use crate::network::Seat;
-use crate::placement::Place;
 use crate::socket::Socket;
 
 /// Turns in a row in which a connection is read without an event, and nothing is found.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use memory::Segment;
 use nvme::address::TransportType;
 use nvme::{Sqe, Status};
-use reactor::{Instant, Local, Poller, PollerId, Progress};
+use reactor::{Instant, Local, Place, Poller, PollerId, Progress};
 use target::{Action, CommandRefused, PortId, QueueId, QueueInfo, RequestId, Shard};
 use tracing::warn;
 
@@ -16,7 +16,6 @@ use crate::buffers::Buffers;
 use crate::connection::{Addresses, CommandIds, Core, Turn};
 use crate::listener::Acceptor;
 use crate::network::{LISTENING_REACTOR, Note, Seat, Shared, TcpNetwork};
-use crate::placement::Place;
 use crate::sessions::Sessions;
 use crate::socket::Socket;
 
@@ -125,7 +124,7 @@ impl TcpTransport {
     /// Does what other threads have asked for; whether they have.
     fn take_notes(&mut self) -> bool {
         let Some(seat) = self.shared.seats.get(self.local.index()) else { return false };
-        let notes = seat.take_notes();
+        let notes = seat.notes.take();
         let worked = !notes.is_empty();
         for note in notes {
             match (note, &mut self.acceptor) {

@@ -20,8 +20,8 @@ use memory::{Arena, ArenaConfig, Hugepages};
 use nvme::Nqn;
 use nvme::address::{TransportAddress, TransportType};
 use reactor::{
-    Handle, IdlePolicy, Instant, Local, Poller, Progress, Reactor, ReactorConfig, Reactors,
-    RingChoice,
+    Handle, IdlePolicy, Instant, Local, Placement, Poller, Progress, Reactor, ReactorConfig,
+    Reactors, RingChoice,
 };
 use target::configuration::{
     Configuration, Hosts, Listener as TargetListener, ListenerId, NamespaceOptions,
@@ -122,7 +122,11 @@ impl Node {
         let address = listener.address();
         let config = ReactorConfig { idle: options.idle, ..ReactorConfig::default() };
         let reactors = reactor::spawn(vec![config; options.reactors], 1).unwrap();
-        let network = TcpNetwork::new(options.tcp.clone(), reactors.handles());
+        let network = TcpNetwork::new(
+            options.tcp.clone(),
+            reactors.handles(),
+            Placement::new(reactors.handles()),
+        );
         let capacity = options.pool * options.reactors;
         let arena = Arena::new(ArenaConfig { capacity, hugepages: Hugepages::Never });
         let configuration = configuration(address);
@@ -203,7 +207,11 @@ impl Stepped {
         let address = listener.address();
         let ring = RingChoice::Forbidden; // Nothing here uses it, and valgrind does not know it.
         let reactor = Reactor::new(&ReactorConfig { ring, ..ReactorConfig::default() }).unwrap();
-        let network = TcpNetwork::new(options.tcp.clone(), &[reactor.handle()]);
+        let network = TcpNetwork::new(
+            options.tcp.clone(),
+            &[reactor.handle()],
+            Placement::new(&[reactor.handle()]),
+        );
         let arena = Arena::new(ArenaConfig { capacity: options.pool, hugepages: Hugepages::Never });
         let mailboxes: Mailboxes = Arc::new(vec![Mutex::default()]);
         let configuration = configuration(address);

@@ -5,14 +5,14 @@
 //! the address that it comes from is known before, and spreading all connections of a host spreads those of each of
 //! its controllers. Among equals the reactor with the fewest queues is taken, then the least busy one.
 //!
-//! Runs where connections are accepted and where they end, never per I/O. Rejected: moving a connection when its
+//! All transports of a process ask the same [`Placement`]. It runs where connections are accepted and where they end, never per I/O. Rejected: moving a connection when its
 //! Connect has come, which takes a reactor's buffers and events along.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use reactor::{Handle, Load};
+use crate::{Handle, Load};
 
 /// How many connections each host has on each reactor.
 #[derive(Debug, Default)]
@@ -47,20 +47,21 @@ impl Spread {
     }
 }
 
-/// Chooses a reactor for every connection.
-#[derive(Debug)]
-pub(crate) struct Placement {
-    reactors: Box<[Handle]>,
+/// Chooses a reactor for every connection; clones are the same.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    reactors: Arc<[Handle]>,
     spread: Arc<Spread>,
 }
 
 impl Placement {
-    pub(crate) fn new(reactors: &[Handle]) -> Self {
+    /// For connections that these reactors serve, in the order of their indices.
+    pub fn new(reactors: &[Handle]) -> Self {
         Self { reactors: reactors.into(), spread: Arc::default() }
     }
 
     /// The place for a connection from `host`, which counts from now on, so that a burst spreads.
-    pub(crate) fn place(&self, host: IpAddr) -> Option<Place> {
+    pub fn place(&self, host: IpAddr) -> Option<Place> {
         let loads: Vec<Load> = self.reactors.iter().map(Handle::load).collect();
         let reactor = self.spread.choose(host, &loads)?;
         let handle = self.reactors.get(reactor)?.clone();
@@ -71,7 +72,7 @@ impl Placement {
 
 /// A connection's place on a reactor, taken until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub struct Place {
     host: IpAddr,
     reactor: usize,
     handle: Handle,
@@ -80,7 +81,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// The reactor's index.
-    pub(crate) fn reactor(&self) -> usize {
+    pub fn reactor(&self) -> usize {
         self.reactor
     }
 }

@@ -1,0 +1,58 @@
+//! The limits of the transport. Every one of them bounds something that a peer could otherwise make grow or last without
+//! end; a device may have lower ones, which hold then.
+
+use std::time::Duration;
+
+/// The least depth of a host's queue: NVMe over Fabrics wants 32 entries on the admin queue.
+pub const MIN_QUEUE_DEPTH: u16 = 32;
+
+/// Configuration of the transport, the same for every device and on every reactor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RdmaConfig {
+    /// Commands that a host may have outstanding on one queue.
+    pub queue_depth: u16,
+    /// Bytes of data in the capsule of a command, a multiple of 16.
+    pub in_capsule_data: u32,
+    /// Receives of a shared receive queue, of which each reactor has one on each device. Fewer than its hosts could fill:
+    /// one that finds none waits and tries again.
+    pub shared_receives: u32,
+    /// Completions that a completion queue is to have room for.
+    pub completions: u32,
+    /// Queues served by one reactor; more are refused.
+    pub max_connections: usize,
+    /// How long work of ours may stay with a device without any of it ending.
+    pub progress: Duration,
+    /// How long a queue that is being ended may take to send what is queued on it.
+    pub close: Duration,
+    /// How long to wait for a device to say that a queue pair has taken its last receive.
+    pub last_receive: Duration,
+}
+
+impl Default for RdmaConfig {
+    fn default() -> RdmaConfig {
+        RdmaConfig {
+            queue_depth: 128,
+            in_capsule_data: 4096,
+            shared_receives: 1024,
+            completions: 16 * 1024,
+            max_connections: 4096,
+            // A Linux host gives a command up after 30 s.
+            progress: Duration::from_secs(30),
+            close: Duration::from_secs(5),
+            last_receive: Duration::from_secs(1),
+        }
+    }
+}
+
+impl RdmaConfig {
+    /// The same with every value inside what the protocol and the code can work with.
+    #[must_use]
+    pub fn clamped(mut self) -> RdmaConfig {
+        self.queue_depth = self.queue_depth.clamp(MIN_QUEUE_DEPTH, 4096);
+        // A receive's data is one buffer of the pool.
+        self.in_capsule_data = self.in_capsule_data.min(1024 * 1024) & !15;
+        self.shared_receives = self.shared_receives.clamp(64, 64 * 1024);
+        self.completions = self.completions.clamp(1024, 1 << 20);
+        self
+    }
+}
