@@ -163,7 +163,7 @@ impl Default for Parameters<'_> {
 }
 
 impl Parameters<'_> {
-    fn raw(&self, pair: &QueuePair) -> Result<sys::ConnParam, VerbsError> {
+    fn raw(&self, number: u32, shared: bool) -> Result<sys::ConnParam, VerbsError> {
         let length = u8::try_from(self.private_data.len());
         Ok(sys::ConnParam {
             private_data: self.private_data.as_ptr().cast(),
@@ -173,8 +173,8 @@ impl Parameters<'_> {
             flow_control: 1,
             retry_count: self.retries,
             rnr_retry_count: self.rnr_retries,
-            srq: pair.is_shared().into(),
-            qp_num: pair.number(),
+            srq: shared.into(),
+            qp_num: number,
         })
     }
 }
@@ -184,7 +184,17 @@ pub struct Connection {
     raw: NonNull<sys::CmId>,
     id: ConnectionId,
     channel: EventChannel,
-    pair: Mutex<Option<(Lifeline, Domain)>>,
+    pair: Mutex<Option<Known>>,
+}
+
+/// The queue pair of a connection, which has a life of its own.
+#[derive(Clone)]
+struct Known {
+    lifeline: Lifeline,
+    domain: Domain,
+    number: u32,
+    /// It receives by a shared queue.
+    shared: bool,
 }
 
 // SAFETY: the address is handed to librdmacm alone, which may be called from any thread.
@@ -344,7 +354,7 @@ impl Connection {
         check("rdma_resolve_route", result)
     }
 
-    /// Brings the queue pair to the state Init, in which receives may be posted. `connect` and `accept` do it, too.
+    /// Brings the queue pair to the state Init, in which receives may be posted. `connect` does it, too.
     ///
     /// # Errors
     /// If the identifier has no device, or another one than the queue pair.
@@ -352,9 +362,19 @@ impl Connection {
         if self.device()?.as_ref() != Some(pair.domain().device()) {
             return Err(VerbsError::Misuse("connection and queue pair are of different devices"));
         }
-        let known = (pair.lifeline().clone(), pair.domain().clone());
+        let known = Known {
+            lifeline: pair.lifeline().clone(),
+            domain: pair.domain().clone(),
+            number: pair.number(),
+            shared: pair.is_shared(),
+        };
         *self.pair.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
         self.change(State::Init, |_, _| ())
+    }
+
+    fn known(&self) -> Result<Known, VerbsError> {
+        let pair = self.pair.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        pair.ok_or(VerbsError::Misuse("the connection has no queue pair"))
     }
 
     /// Brings the queue pair to `state` as rdma_cm knows it, changed by `adjust`.
@@ -363,9 +383,7 @@ impl Connection {
         state: State,
         adjust: impl FnOnce(&mut sys::QpAttr, &mut i32),
     ) -> Result<(), VerbsError> {
-        let pair = self.pair.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let (lifeline, domain) =
-            pair.ok_or(VerbsError::Misuse("the connection has no queue pair"))?;
+        let Known { lifeline, domain, .. } = self.known()?;
         let mut attributes = sys::QpAttr { qp_state: state.raw(), ..sys::QpAttr::default() };
         let mut mask = 0;
         // SAFETY: a live identifier and room for the answers.
@@ -384,7 +402,7 @@ impl Connection {
     /// If the route was not resolved, or the queue pair is of another device.
     pub fn connect(&self, pair: &QueuePair, parameters: &Parameters<'_>) -> Result<(), VerbsError> {
         self.prepare(pair)?;
-        let mut raw = parameters.raw(pair)?;
+        let mut raw = parameters.raw(pair.number(), pair.is_shared())?;
         // SAFETY: a live identifier, and parameters that are copied.
         check("rdma_connect", unsafe { (self.api().rdma_connect)(self.raw.as_ptr(), &raw mut raw) })
     }
@@ -406,13 +424,13 @@ impl Connection {
         check("rdma_establish", unsafe { (self.api().rdma_establish)(self.raw.as_ptr()) })
     }
 
-    /// Grants a request. The queue pair may send at once; `Established` says that the peer is ready, too. Both numbers of
-    /// RDMA reads must be no larger than the request's.
+    /// Grants a request, with the queue pair that was [prepared](Connection::prepare), wherever that is by now. It may send at once;
+    /// `Established` says that the peer is ready, too. Both numbers of RDMA reads must be no larger than the request's.
     ///
     /// # Errors
-    /// If the peer is gone meanwhile, or the queue pair is of another device.
-    pub fn accept(&self, pair: &QueuePair, parameters: &Parameters<'_>) -> Result<(), VerbsError> {
-        self.prepare(pair)?;
+    /// If the peer is gone meanwhile, or no queue pair was prepared.
+    pub fn accept(&self, parameters: &Parameters<'_>) -> Result<(), VerbsError> {
+        let Known { number, shared, .. } = self.known()?;
         self.change(State::ReadyToReceive, |attributes, mask| {
             attributes.min_rnr_timer = parameters.rnr_timer;
             attributes.max_dest_rd_atomic = parameters.responder_resources;
@@ -422,7 +440,7 @@ impl Connection {
             attributes.max_rd_atomic = parameters.initiator_depth;
             *mask |= sys::QP_MAX_QP_RD_ATOMIC;
         })?;
-        let mut raw = parameters.raw(pair)?;
+        let mut raw = parameters.raw(number, shared)?;
         // SAFETY: a live identifier, and parameters that are copied.
         check("rdma_accept", unsafe { (self.api().rdma_accept)(self.raw.as_ptr(), &raw mut raw) })
     }
@@ -447,7 +465,7 @@ impl Connection {
     /// If it was never established, or is gone.
     pub fn disconnect(&self) -> Result<(), VerbsError> {
         let pair = self.pair.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let failed = pair.map_or(Ok(()), |(lifeline, domain)| queue_pair::fail(&lifeline, &domain));
+        let failed = pair.map_or(Ok(()), |known| queue_pair::fail(&known.lifeline, &known.domain));
         // SAFETY: a live identifier.
         let result = unsafe { (self.api().rdma_disconnect)(self.raw.as_ptr()) };
         failed.and(check("rdma_disconnect", result))

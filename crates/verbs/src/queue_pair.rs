@@ -295,6 +295,16 @@ impl WorkQueue {
         (self.pair.capacity.sends as usize).saturating_sub(self.outstanding())
     }
 
+    /// The queue pair, which may leave this thread again, to be destroyed where that may take its time. Only once
+    /// nothing is on loan.
+    ///
+    /// # Errors
+    /// The work queue itself, if something has not been retired, or received, yet.
+    pub fn into_pair(self) -> Result<QueuePair, WorkQueue> {
+        let receiving = self.own.as_ref().is_some_and(|own| own.receives.outstanding() > 0);
+        if self.outstanding() > 0 || receiving { Err(self) } else { Ok(self.pair) }
+    }
+
     /// Posts the whole chain and empties it.
     ///
     /// # Errors

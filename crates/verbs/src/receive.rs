@@ -68,6 +68,10 @@ impl Receives {
         Ok(())
     }
 
+    pub(crate) fn outstanding(&self) -> usize {
+        self.outstanding
+    }
+
     fn link(&mut self) -> *mut sys::RecvWr {
         let count = self.requests.len();
         let first = self.requests.as_mut_ptr();

@@ -112,7 +112,7 @@ impl Shard {
         if asked_for && !self.pledges.allow(queue, &self.requests, &self.hosts) {
             return Attempt::OverShare;
         }
-        let charge = size_class(request.length);
+        let charge = size_class(request.room);
         let device_share = self.device_share(request, charge);
         let Some(request) = self.requests.get_mut(id) else { return Attempt::OverShare };
         let Some(queue) = self.queues.get_mut(request.queue) else { return Attempt::OverShare };
@@ -139,8 +139,8 @@ impl Shard {
         if charge.saturating_add(kept) > available && available != capacity {
             return Attempt::Empty;
         }
-        let length = usize::try_from(request.length).unwrap_or(usize::MAX);
-        let Some(buffer) = self.pool.take(length) else { return Attempt::Empty };
+        let room = usize::try_from(request.room).unwrap_or(usize::MAX);
+        let Some(buffer) = self.pool.take(room) else { return Attempt::Empty };
         request.buffer = Some(buffer);
         request.charge = u32::try_from(charge).unwrap_or(u32::MAX);
         queue.charged = queue.charged.saturating_add(charge);

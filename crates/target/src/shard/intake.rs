@@ -1,5 +1,7 @@
 //! The life of a command from its capsule to its completion.
 
+use memory::Buffer;
+use nvme::address::TransportType;
 use nvme::command::Fuse;
 use nvme::fabrics::{self, Connect};
 use nvme::{Cqe, Sqe, Status};
@@ -55,6 +57,29 @@ impl Shard {
         sqe: &Sqe,
         in_capsule: u32,
     ) -> Result<RequestId, CommandRefused> {
+        self.take(queue, sqe, Ok(in_capsule))
+    }
+
+    /// A command capsule arrived in which the transport cannot find the data: the command takes its place among the
+    /// others and fails with `status`.
+    ///
+    /// # Errors
+    /// See [`CommandRefused`]; the capsule was not taken.
+    pub fn malformed_command(
+        &mut self,
+        queue: QueueId,
+        sqe: &Sqe,
+        status: Status,
+    ) -> Result<RequestId, CommandRefused> {
+        self.take(queue, sqe, Err(status))
+    }
+
+    fn take(
+        &mut self,
+        queue: QueueId,
+        sqe: &Sqe,
+        in_capsule: Result<u32, Status>,
+    ) -> Result<RequestId, CommandRefused> {
         let Some(record) = self.queues.get(queue) else {
             self.counters.stale_handles += 1;
             return Err(CommandRefused::Closed);
@@ -99,10 +124,10 @@ impl Shard {
             if let Some(request) = self.requests.get_mut(id) {
                 request.listed = true;
             }
-            if refused {
-                self.answer(id, Status::COMMAND_INTERRUPTED.into());
-            } else {
-                self.start(id, in_capsule);
+            match in_capsule {
+                _ if refused => self.answer(id, Status::COMMAND_INTERRUPTED.into()),
+                Ok(in_capsule) => self.start(id, in_capsule),
+                Err(status) => self.answer(id, status.into()),
             }
         } else {
             self.answer(id, Status::COMMAND_ID_CONFLICT.with_dnr().into());
@@ -140,6 +165,10 @@ impl Shard {
                 if let Some(request) = self.requests.get_mut(id) {
                     request.task = task;
                     request.length = checked.length;
+                    // In exchange for the buffer that the transport received it in, which is of this size.
+                    let exchanged = checked.in_capsule && info.transport == TransportType::Rdma;
+                    let room = if exchanged { info.in_capsule_limit } else { 0 };
+                    request.room = room.max(checked.length);
                     request.in_capsule = checked.in_capsule;
                     request.from_host = matches!(transfer, Transfer::FromHost { .. });
                 }
@@ -200,6 +229,26 @@ impl Shard {
             return Ok((Task::Connect(Connect::parse(sqe)), Transfer::from_host(length)));
         }
         Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr().into())
+    }
+
+    /// The data of [`Action::Receive`] is in this buffer, from its start: takes it in place of the request's own, which
+    /// is given in exchange. Only for NVMe/RDMA, where both have room for
+    /// [`QueueInfo::in_capsule_limit`](crate::QueueInfo::in_capsule_limit); no byte has to be copied then.
+    ///
+    /// # Errors
+    /// The buffer itself, if the request does not wait for such data, or has a buffer of another size.
+    pub fn exchange(&mut self, request: RequestId, buffer: Buffer) -> Result<Buffer, Buffer> {
+        let Some(record) = self.requests.get_mut(request) else { return Err(buffer) };
+        match &mut record.buffer {
+            Some(own)
+                if record.stage == Stage::Receive
+                    && record.in_capsule
+                    && own.len() == buffer.len() =>
+            {
+                Ok(std::mem::replace(own, buffer))
+            }
+            _ => Err(buffer),
+        }
     }
 
     /// All bytes of [`Action::Receive`] are in the request's buffer, or could not be brought there; then

@@ -84,6 +84,8 @@ pub(crate) struct Request {
     pub(crate) task: Task,
     /// Bytes of data to move.
     pub(crate) length: u32,
+    /// Bytes of the buffer that it is given: no fewer.
+    pub(crate) room: u32,
     /// They are in the capsule.
     pub(crate) in_capsule: bool,
     /// They come from the host.
@@ -128,6 +130,7 @@ impl Request {
             stage: Stage::New,
             task: Task::None,
             length: 0,
+            room: 0,
             in_capsule: false,
             from_host: false,
             limited: false,

@@ -115,7 +115,7 @@ fn what_cannot_be_is_refused_at_once() {
     let (stranger, _) = End::parts(&other, Shape::default());
     let error = connection.connect(&stranger, &Parameters::default()).unwrap_err();
     assert!(matches!(error, VerbsError::Misuse(_)), "{error}");
-    assert!(connection.accept(&pair, &Parameters::default()).is_err());
+    assert!(connection.accept(&Parameters::default()).is_err());
     assert!(connection.establish(&Parameters::default()).is_err());
     drop(listening);
 }

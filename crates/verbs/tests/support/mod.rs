@@ -241,7 +241,8 @@ pub(crate) fn connected_by(
     let device = accepted.device().unwrap().unwrap();
     let (target_pair, target_build) = End::parts(&device, target_shape);
     let granted = Parameters { private_data: b"do", ..targets };
-    accepted.accept(&target_pair, &granted).unwrap();
+    accepted.prepare(&target_pair).unwrap();
+    accepted.accept(&granted).unwrap();
     let event = driver.event(&host_events, "the response");
     assert!(matches!(event.kind, Kind::ConnectResponse(_)), "{event:?}");
     assert_eq!(&event.private_data.bytes()[..2], b"do");
