@@ -1,7 +1,270 @@
-//! Lane.
-/// A lane's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+//! A lane: what one reactor has of one device. Completion queues, the shared receive queue with the memory of its receives, and
+//! which queue pair is whose.
+//!
+//! The manager makes the parts, which may block; the reactor makes a lane of them, and everything here runs on its thread. All completion
+//! queues report to one channel. It is armed only before the reactor sleeps: a reactor that polls pays for no events.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use memory::Pool;
+use tracing::error;
+use verbs::{
+    Completion, CompletionChannel, CompletionQueue, RegisteredArena, SharedReceiveQueue,
+    SharedReceives, VerbsError,
+};
+
+use crate::counters::Counters;
+use crate::receives::Receives;
+
+/// A lane's number, never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct LaneId(pub(crate) u32);
-/// Parts.
+
+/// What the manager makes a lane of.
 #[derive(Debug)]
-pub(crate) struct LaneParts {}
+pub(crate) struct LaneParts {
+    pub(crate) id: LaneId,
+    pub(crate) memory: Arc<RegisteredArena>,
+    pub(crate) channel: CompletionChannel,
+    /// The first of them takes the completions of all receives from the shared queue.
+    pub(crate) completions: CompletionQueue,
+    /// The queue and how many receives it is made for. None: each queue pair has its own.
+    pub(crate) receives: Option<(SharedReceiveQueue, u32)>,
+    /// Bytes of data in a capsule.
+    pub(crate) in_capsule: u32,
+    /// The device invalidates keys as it should.
+    pub(crate) invalidates: bool,
+    /// Bytes of one work request at most.
+    pub(crate) max_message: u32,
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// The shared receive queue of a lane.
+#[derive(Debug)]
+struct Shared {
+    queue: SharedReceives,
+    receives: Receives,
+    /// Receives that wait for memory.
+    delayed: Vec<u32>,
+    /// Pushed and not posted yet.
+    pushed: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(crate) id: LaneId,
+    pub(crate) memory: Arc<RegisteredArena>,
+    pub(crate) in_capsule: u32,
+    pub(crate) invalidates: bool,
+    pub(crate) max_message: u32,
+    pub(crate) counters: Arc<Counters>,
+    channel: CompletionChannel,
+    queues: Vec<CompletionQueue>,
+    shared: Option<Shared>,
+    /// The session of each queue pair, by its number.
+    pub(crate) sessions: HashMap<u32, usize, BuildHasherDefault<NumberHasher>>,
+    /// Every completion queue will announce what comes next.
+    armed: bool,
+    /// How often the completion queues were found empty.
+    emptied: u64,
+    /// No new queues: it goes when the last of its queues has gone.
+    pub(crate) closing: bool,
+}
+
+/// Spreads numbers of queue pairs, which devices give out one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(byte.into());
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}
+
+impl Lane {
+    /// The lane, with its receives posted.
+    pub(crate) fn new(parts: LaneParts, pool: &Pool) -> Lane {
+        let LaneParts {
+            id,
+            memory,
+            channel,
+            completions,
+            receives,
+            in_capsule,
+            invalidates,
+            max_message,
+            counters,
+        } = parts;
+        let shared = receives.map(|(queue, count)| {
+            let data = usize::try_from(in_capsule).unwrap_or(usize::MAX);
+            let count = usize::try_from(count).unwrap_or(usize::MAX);
+            let receives = Receives::shared(pool, count, data);
+            let delayed = (0..u32::try_from(receives.len()).unwrap_or(u32::MAX)).collect();
+            Shared { queue: SharedReceives::new(queue), receives, delayed, pushed: 0 }
+        });
+        let mut lane = Lane {
+            id,
+            memory,
+            in_capsule,
+            invalidates,
+            max_message,
+            counters,
+            channel,
+            queues: vec![completions],
+            shared,
+            sessions: HashMap::default(),
+            armed: false,
+            emptied: 0,
+            closing: false,
+        };
+        lane.post_receives(pool);
+        lane
+    }
+
+    pub(crate) fn extend(&mut self, completions: CompletionQueue) {
+        self.queues.push(completions);
+        self.armed = false;
+    }
+
+    /// The descriptor that becomes readable when an armed completion queue has something.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    /// Hands what has ended to `each`, at most `room` of each completion queue; whether there was anything. The memory of receives has
+    /// to be given back by [`Lane::received`].
+    pub(crate) fn poll(
+        &mut self,
+        room: &mut [Completion],
+        mut each: impl FnMut(&mut Lane, &Completion),
+    ) -> bool {
+        let (mut worked, mut all) = (false, true);
+        for index in 0..self.queues.len() {
+            let Some(queue) = self.queues.get(index) else { break };
+            let size = room.len();
+            let count = match queue.poll(room) {
+                Ok(taken) => taken.len(),
+                Err(error) => {
+                    // Its queue pairs end by errors of their own, or by their deadlines.
+                    if !self.closing {
+                        error!("a completion queue is broken: {error}");
+                        self.closing = true;
+                    }
+                    0
+                }
+            };
+            all &= count < size;
+            worked |= count > 0;
+            self.counters.completions.add_len(count);
+            for completion in room.get(..count).unwrap_or_default() {
+                each(self, completion);
+            }
+        }
+        if all {
+            self.emptied += 1;
+        }
+        worked
+    }
+
+    /// How often everything that had ended has been taken.
+    pub(crate) fn emptied(&self) -> u64 {
+        self.emptied
+    }
+
+    /// Has the completion queues announce what comes next, if they do not already; what came before has to be looked for
+    /// after this. Whether they do.
+    pub(crate) fn arm(&mut self) -> bool {
+        if !self.armed {
+            self.armed = self.queues.iter().all(|queue| queue.arm().is_ok());
+        }
+        self.armed
+    }
+
+    pub(crate) fn is_armed(&self) -> bool {
+        self.armed
+    }
+
+    /// Takes the events of the channel.
+    pub(crate) fn take_events(&mut self) {
+        while let Ok(Some(_)) = self.channel.next_event() {
+            self.counters.events.add(1);
+            self.armed = false;
+        }
+    }
+
+    /// The receives of the shared queue.
+    pub(crate) fn receives(&mut self) -> Option<&mut Receives> {
+        self.shared.as_mut().map(|shared| &mut shared.receives)
+    }
+
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// A receive of the shared queue has ended: its memory is ours until it is [released](Lane::release). Its tag.
+    pub(crate) fn received(&mut self, completion: &Completion) -> Option<u32> {
+        let shared = self.shared.as_mut()?;
+        shared.queue.take(completion)?;
+        if shared.queue.outstanding() == 0 {
+            self.counters.receives_exhausted.add(1);
+        }
+        Some(completion.tag())
+    }
+
+    /// The capsule in this receive of the shared queue is done with: it may be posted again.
+    pub(crate) fn release(&mut self, tag: u32, pool: &Pool) {
+        let Some(shared) = &mut self.shared else { return };
+        if !shared.push(tag, &self.memory, pool) {
+            self.counters.receives_delayed.add(1);
+            shared.delayed.push(tag);
+        }
+    }
+
+    /// Posts what has been released, and what waited for memory.
+    pub(crate) fn post_receives(&mut self, pool: &Pool) {
+        let Some(shared) = &mut self.shared else { return };
+        while let Some(tag) = shared.delayed.pop() {
+            if !shared.push(tag, &self.memory, pool) {
+                shared.delayed.push(tag);
+                break;
+            }
+        }
+        if shared.pushed == 0 {
+            return;
+        }
+        self.counters.receives.add(shared.pushed);
+        self.counters.receive_posts.add(1);
+        shared.pushed = 0;
+        if let Err(error) = shared.queue.flush()
+            && !self.closing
+        {
+            error!("receives cannot be posted: {error}");
+            self.closing = true;
+        }
+    }
+}
+
+impl Shared {
+    /// Whether there was memory for it.
+    fn push(&mut self, tag: u32, memory: &RegisteredArena, pool: &Pool) -> bool {
+        let Some(segments) = self.receives.lend(tag, pool) else { return false };
+        let pushed: Result<(), VerbsError> = self.queue.push(tag, memory, segments);
+        debug_assert!(pushed.is_ok(), "{pushed:?}");
+        self.pushed += 1;
+        true
+    }
+}

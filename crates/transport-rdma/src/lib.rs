@@ -23,6 +23,7 @@
 
 #![forbid(unsafe_code)]
 
+mod command;
 mod config;
 mod counters;
 mod descriptor;
@@ -30,6 +31,7 @@ mod error;
 mod lane;
 mod manager;
 mod network;
+mod receives;
 mod session;
 mod transport;
 

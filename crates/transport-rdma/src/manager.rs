@@ -1,17 +1,420 @@
-//! Manager.
-use crate::error::RdmaError;
-use crate::network::Shared;
+//! The manager of connections: everything about RDMA that may block, on a thread of its own.
+//!
+//! ```text
+//!   request --judge--> reject with the specification's code
+//!              |
+//!              +--> queue pair, prepared --Note::Serve--> reactor --Order::Accept--> accept --> established
+//!                                                           |  ^
+//!                                       Order::End: disconnect  Note::Over, Note::LastReceive
+//!                                                           |
+//!                                       Order::Bury: destroy both
+//! ```
+//!
+//! A queue pair is known at its reactor before the host is told that it may send. One that ends is flushed by the
+//! manager (it fails the queue pair), emptied by its reactor, and destroyed by the manager. The manager waits for nobody: it
+//! takes orders, events of the connection manager and events of devices as they come.
+//!
+//! Rejected: letting rdma_cm own the queue pairs (see [`verbs`]); accepting first and telling the reactor then (its
+//! completions would come before it knows what they are).
+
+mod adapter;
+mod listener;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use verbs::Library;
-/// The manager.
+use std::time::Duration;
+
+use nvme::rdma::{Accept, Reject, RejectStatus, Request};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tracing::{debug, info, warn};
+use verbs::{
+    AsyncEvent, Connection, ConnectionId, Event, EventChannel, Kind, Library, Parameters, Wishes,
+};
+use zerocopy::IntoBytes;
+
+use crate::error::RdmaError;
+use crate::network::{Arrival, Note, Order, Shared};
+use adapter::{Adapter, AdapterId, Berth};
+use listener::Listeners;
+
+/// Events of each kind taken in a turn.
+const EVENTS_PER_TURN: usize = 64;
+/// The most commands that a host may announce for a queue.
+const COMMANDS_MOST: u32 = 4096;
+
+/// See the module.
 #[derive(Debug)]
 pub struct Manager {
     shared: Arc<Shared>,
     library: Library,
+    // Connections go before the channel that they are of.
+    links: HashMap<ConnectionId, Link>,
+    listeners: Listeners,
+    adapters: Vec<Adapter>,
+    events: EventChannel,
+    next_lane: u32,
+    next_adapter: u32,
+    stopped: bool,
 }
+
+/// A connection, from its request to its burial.
+#[derive(Debug)]
+struct Link {
+    connection: Connection,
+    berth: Berth,
+    crqsize: u16,
+    reads: u8,
+    /// RDMA reads of the host's that we answer at a time.
+    answers: u8,
+    /// The reactor has been told that it is over.
+    over: bool,
+}
+
+/// Why a request is refused: the specification's code, and what the log says.
+struct Refusal(RejectStatus, String);
+
 impl Manager {
     pub(crate) fn new(shared: Arc<Shared>, library: Library) -> Result<Manager, RdmaError> {
-        Ok(Manager { shared, library })
+        let events = EventChannel::new(&library).map_err(RdmaError::ConnectionManager)?;
+        Ok(Manager {
+            shared,
+            library,
+            links: HashMap::new(),
+            listeners: Listeners::default(),
+            adapters: Vec::new(),
+            events,
+            next_lane: 0,
+            next_adapter: 0,
+            stopped: false,
+        })
     }
-    pub(crate) fn run(&mut self) {}
+
+    /// Works until it is told to stop.
+    pub(crate) fn run(&mut self) {
+        while !self.stopped {
+            if !self.turn() {
+                self.sleep();
+            }
+        }
+    }
+
+    /// Does what there is to do, without waiting for anything; whether there was.
+    pub fn turn(&mut self) -> bool {
+        let mut worked = self.take_orders();
+        worked |= self.take_events();
+        worked |= self.take_device_events();
+        worked |= self.listeners.retry(&self.events);
+        if worked {
+            self.open_listened_devices();
+            self.shared.publish(self.adapters.iter().map(Adapter::report).collect());
+        }
+        worked
+    }
+
+    /// Until something comes, or a listener is to be tried again.
+    fn sleep(&self) {
+        let timeout = self.listeners.retry_in().map(|left| Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        });
+        let devices: Vec<_> = self.adapters.iter().map(Adapter::device).collect();
+        let sources = [self.shared.bell.as_fd(), self.events.as_fd()];
+        let sources = sources.into_iter().chain(devices.iter().map(|device| device.as_fd()));
+        let mut sources: Vec<_> =
+            sources.map(|source| PollFd::from_borrowed_fd(source, PollFlags::IN)).collect();
+        // A signal, or no memory for a moment: looked again.
+        if poll(&mut sources, timeout.as_ref()).is_err() {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+    }
+
+    fn take_orders(&mut self) -> bool {
+        let orders = self.shared.take_orders();
+        let worked = !orders.is_empty();
+        for order in orders {
+            match order {
+                Order::Bind(address, patience, reply) => {
+                    self.listeners.bind(address, patience, reply, &self.events);
+                }
+                Order::Admit(address) => self.listeners.admit(address),
+                Order::Unlisten(address) => self.listeners.remove(address),
+                Order::Accept(id) => self.accept(id),
+                Order::Refuse(id, pair) => {
+                    drop(pair);
+                    if let Some(link) = self.links.remove(&id) {
+                        reject(&link.connection, RejectStatus::NoResources);
+                        self.leave(&link.berth);
+                    }
+                }
+                Order::End(id) => {
+                    if let Some(link) = self.links.get_mut(&id) {
+                        // The host has ended it already, or the device is gone.
+                        let _ = link.connection.disconnect();
+                    }
+                }
+                Order::Bury(id, pair) => {
+                    drop(pair);
+                    if let Some(link) = self.links.remove(&id) {
+                        self.leave(&link.berth);
+                    }
+                }
+                Order::Shutdown => self.listeners.clear(),
+                Order::Stop => self.stopped = true,
+            }
+        }
+        worked
+    }
+
+    /// A connection's place with its device is free again.
+    fn leave(&mut self, berth: &Berth) {
+        let adapter = self.adapters.iter_mut().find(|adapter| adapter.id() == berth.adapter);
+        if let Some(adapter) = adapter {
+            adapter.leave(berth);
+        }
+    }
+
+    fn take_events(&mut self) -> bool {
+        for taken in 0..EVENTS_PER_TURN {
+            match self.events.next_event() {
+                Ok(Some(event)) => self.event(event),
+                Ok(None) => return taken > 0,
+                Err(error) => {
+                    warn!("RDMA connections cannot be managed: {error}");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn event(&mut self, event: Event) {
+        let Event { connection: id, kind, private_data } = event;
+        match kind {
+            Kind::ConnectRequest { listener, connection, wishes } => {
+                let peer = connection.peer_address();
+                let result = self.request(listener, connection, wishes, private_data.bytes());
+                if let Err((connection, Refusal(status, why))) = result {
+                    let peer = peer.map_or_else(String::new, |peer| format!("{peer}: "));
+                    info!("{peer}a connection is refused: {why}");
+                    reject(&connection, status);
+                }
+            }
+            Kind::Established => debug!("a connection is established"),
+            Kind::Disconnected | Kind::Failed(_) | Kind::Rejected(_) => self.over(id),
+            Kind::DeviceRemoved => {
+                self.listeners.device_removed(id);
+                self.over(id);
+            }
+            _ => {}
+        }
+    }
+
+    /// The connection is over: its reactor is told, once.
+    fn over(&mut self, id: ConnectionId) {
+        if let Some(link) = self.links.get_mut(&id) {
+            let told = std::mem::replace(&mut link.over, true);
+            // Whoever began: everything posted is flushed.
+            let _ = link.connection.disconnect();
+            if !told {
+                self.shared.note(link.berth.reactor, Note::Over(id));
+            }
+        }
+    }
+
+    /// Judges a request for a connection, and makes its queue pair.
+    fn request(
+        &mut self,
+        listener: ConnectionId,
+        connection: Connection,
+        wishes: Wishes,
+        private_data: &[u8],
+    ) -> Result<(), (Connection, Refusal)> {
+        let no_resources = |why: String| Refusal(RejectStatus::NoResources, why);
+        if !self.listeners.is_admitting(listener) {
+            return Err((connection, no_resources("nobody is admitted yet".to_owned())));
+        }
+        let request = match judge(private_data, wishes) {
+            Ok(request) => request,
+            Err(status) => return Err((connection, Refusal(status, status.to_string()))),
+        };
+        let addresses = connection.local_address().zip(connection.peer_address());
+        let Some((local, peer)) = addresses else {
+            return Err((connection, no_resources("it has no addresses".to_owned())));
+        };
+        let made = self.seat(&connection, &request, wishes, local, peer);
+        let (mut arrival, berth) = match made {
+            Ok(made) => made,
+            Err(why) => return Err((connection, no_resources(why))),
+        };
+        let id = connection.id();
+        arrival.connection = id;
+        let link = Link {
+            connection,
+            crqsize: arrival.depth,
+            reads: arrival.reads,
+            answers: wishes.responder_resources,
+            over: false,
+            berth,
+        };
+        let reactor = link.berth.reactor;
+        self.links.insert(id, link);
+        self.shared.note(reactor, Note::Serve(arrival));
+        Ok(())
+    }
+
+    /// Finds a reactor and makes a queue pair there.
+    fn seat(
+        &mut self,
+        connection: &Connection,
+        request: &Request,
+        wishes: Wishes,
+        local: SocketAddr,
+        peer: SocketAddr,
+    ) -> Result<(Arrival, Berth), String> {
+        let device = connection.device().map_err(|error| error.to_string())?;
+        let device = device.ok_or_else(|| "it has no device".to_owned())?;
+        let adapter = self.adapter(&device).map_err(|error| error.to_string())?;
+        let place = self.shared.placement.place(peer.ip());
+        let place = place.ok_or_else(|| "there is no reactor".to_owned())?;
+        let commands = request.commands().min(COMMANDS_MOST);
+        let wanted = commands.min(request.hrqsize.get().into());
+        let shared = Arc::clone(&self.shared);
+        let Some(adapter) = self.adapters.get_mut(adapter) else {
+            return Err("the device is gone".to_owned());
+        };
+        let reactor = place.reactor();
+        let made = adapter.queue_pair(reactor, wanted, wishes.initiator_depth, &shared, || {
+            self.next_lane = self.next_lane.wrapping_add(1);
+            self.next_lane
+        });
+        let made = made.map_err(|error| error.to_string())?;
+        if let Err(error) = connection.prepare(&made.pair) {
+            adapter.leave(&made.berth);
+            return Err(error.to_string());
+        }
+        adapter.connected(&made.berth, connection.id());
+        let arrival = Arrival {
+            lane: made.berth.lane,
+            connection: connection.id(),
+            pair: made.pair,
+            place,
+            local,
+            peer,
+            depth: made.depth,
+            commands,
+            reads: made.reads,
+        };
+        Ok((arrival, made.berth))
+    }
+
+    /// The reactor knows the queue pair: the host may send.
+    fn accept(&mut self, id: ConnectionId) {
+        let Some(link) = self.links.get(&id) else { return };
+        let granted = Accept::new(link.crqsize);
+        let most = self.adapters.iter().find(|adapter| adapter.id() == link.berth.adapter);
+        let most = most.map_or(0, |adapter| adapter.device().attributes().max_qp_rd_atom);
+        let parameters = Parameters {
+            private_data: granted.as_bytes(),
+            responder_resources: link.answers.min(most),
+            initiator_depth: link.reads,
+            ..Parameters::default()
+        };
+        if let Err(error) = link.connection.accept(&parameters) {
+            debug!("a connection could not be accepted: {error}");
+            self.over(id);
+        }
+    }
+
+    /// The adapter of a device, made unless it is there: its place among the adapters.
+    fn adapter(&mut self, device: &verbs::Device) -> Result<usize, verbs::VerbsError> {
+        let known = self.adapters.iter().position(|adapter| adapter.device() == device);
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        self.next_adapter += 1;
+        let id = AdapterId(self.next_adapter);
+        let adapter = Adapter::new(id, device, &self.shared)?;
+        info!("RDMA device {}", adapter.describe());
+        self.adapters.push(adapter);
+        Ok(self.adapters.len() - 1)
+    }
+
+    /// Registers memory with the devices that are listened on before the first host comes by them.
+    fn open_listened_devices(&mut self) {
+        for device in self.listeners.unopened_devices(&self.library) {
+            if let Err(error) = self.adapter(&device) {
+                warn!("RDMA device {} cannot be used: {error}", device.name());
+            }
+        }
+    }
+
+    fn take_device_events(&mut self) -> bool {
+        let mut worked = false;
+        for index in 0..self.adapters.len() {
+            for _ in 0..EVENTS_PER_TURN {
+                let Some(adapter) = self.adapters.get_mut(index) else { break };
+                let Ok(Some(event)) = adapter.device().next_event() else { break };
+                worked = true;
+                self.device_event(index, event);
+            }
+        }
+        let gone: Vec<_> = self.adapters.extract_if(.., |adapter| adapter.is_gone()).collect();
+        for adapter in gone {
+            warn!("RDMA device {} is gone: its queues end", adapter.device().name());
+            adapter.close(&self.shared);
+            for id in adapter.connections() {
+                self.over(id);
+            }
+        }
+        worked
+    }
+
+    fn device_event(&mut self, index: usize, event: AsyncEvent) {
+        let Some(adapter) = self.adapters.get_mut(index) else { return };
+        let name = adapter.device().name().to_owned();
+        match event {
+            AsyncEvent::LastWqeReached { qp_num } => {
+                if let Some((id, reactor)) = adapter.connection(qp_num) {
+                    self.shared.note(reactor, Note::LastReceive(id));
+                }
+            }
+            AsyncEvent::QueuePairError { qp_num } => {
+                if let Some((id, _)) = adapter.connection(qp_num) {
+                    self.over(id);
+                }
+            }
+            AsyncEvent::CompletionQueueError { token }
+            | AsyncEvent::SharedReceiveQueueError { token } => {
+                warn!("RDMA device {name}: a queue that its connections share is broken: they end");
+                adapter.close_lane(token, &self.shared);
+            }
+            AsyncEvent::PortError(port) => warn!("RDMA device {name}: port {port} is down"),
+            AsyncEvent::PortActive(port) => info!("RDMA device {name}: port {port} is up"),
+            // Not asked for, or nothing that changes anything; of a removed device the state is looked at.
+            _ => {}
+        }
+    }
+}
+
+/// Whether a host's private data and wishes can be met.
+fn judge(private_data: &[u8], wishes: Wishes) -> Result<Request, RejectStatus> {
+    let request = Request::parse(private_data)?;
+    if request.hsqsize.get() == 0 {
+        return Err(RejectStatus::InvalidHsqsize);
+    }
+    if request.hrqsize.get() == 0 {
+        return Err(RejectStatus::InvalidHrqsize);
+    }
+    // Without RDMA reads no data of the host's could be fetched.
+    if wishes.initiator_depth == 0 {
+        return Err(RejectStatus::InvalidIrd);
+    }
+    Ok(request)
+}
+
+fn reject(connection: &Connection, status: RejectStatus) {
+    // The host is gone already: it need not be told.
+    let _ = connection.reject(Reject::new(status).as_bytes());
 }

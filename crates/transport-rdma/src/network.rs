@@ -91,8 +91,10 @@ pub(crate) struct Arrival {
     pub(crate) place: Place,
     pub(crate) local: SocketAddr,
     pub(crate) peer: SocketAddr,
-    /// Commands that the host may have outstanding.
+    /// Commands that the queue pair has room for.
     pub(crate) depth: u16,
+    /// Commands that the host has said it may have outstanding.
+    pub(crate) commands: u32,
     /// RDMA reads that may be on their way at a time.
     pub(crate) reads: u8,
 }
@@ -112,8 +114,8 @@ pub(crate) enum Order {
     Refuse(ConnectionId, Option<QueuePair>),
     /// End the connection: everything that is posted is flushed.
     End(ConnectionId),
-    /// Nothing is posted any more: destroy both.
-    Bury(ConnectionId, QueuePair),
+    /// Nothing is posted any more: destroy both, or what is left.
+    Bury(ConnectionId, Option<QueuePair>),
     /// Cease to listen anywhere.
     Shutdown,
     /// The thread is to end.

@@ -1,1 +1,277 @@
-//! Session.
+//! One queue of a host on its reactor: capsules in, RDMA and responses out.
+//!
+//! ```text
+//!             the target's wish          sent, or deadline
+//!    Open -------------------> Ending --------------------+
+//!      |                                                  v
+//!      +-- error, violation, end of the connection --> Closing --flushed, last receive--> destroyed by the manager
+//! ```
+//!
+//! A capsule becomes a command at once, or waits in order while the target has no room; there are never more of both than the queue's depth.
+//! The target's wishes become entries (RDMA reads to fetch data, answers), and at the end of the turn as many of them as there is room
+//! for become one chain of work requests. Data writes are not signalled: the response behind them on the same queue pair is, and
+//! its completion tells of them.
+//!
+//! Once it is closing nothing is posted and no completion changes anything but what is on loan. The queue of the target is
+//! closed then already; memory that the device may still touch is kept by its loans.
+
+mod answer;
+mod ending;
+mod intake;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use memory::{Pool, Segment};
+use nvme::Cqe;
+use reactor::{Instant, Place};
+use target::{QueueId, RequestId, Shard};
+use verbs::{Completion, ConnectionId, SendChain, VerbsError, WorkQueue};
+
+use crate::command::Commands;
+use crate::lane::Lane;
+use crate::network::Shared;
+use crate::receives::Receives;
+
+use answer::ResponseRoom;
+use ending::Phase;
+pub(crate) use ending::{CloseReason, Flushed};
+
+/// Everything that a session may use in a turn of its reactor.
+#[derive(Debug)]
+pub(crate) struct Turn<'a> {
+    pub(crate) shard: &'a mut Shard,
+    pub(crate) lane: &'a mut Lane,
+    pub(crate) commands: &'a mut Commands,
+    pub(crate) chain: &'a mut SendChain,
+    pub(crate) pool: &'a Pool,
+    pub(crate) network: &'a Shared,
+    pub(crate) now: Instant,
+}
+
+/// A queue of a host.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// Its place in the table of sessions.
+    pub(crate) index: usize,
+    pub(crate) connection: ConnectionId,
+    pub(crate) peer: SocketAddr,
+    pub(crate) queue: Option<QueueId>,
+    work: WorkQueue,
+    _place: Place,
+    phase: Phase,
+    reason: Option<CloseReason>,
+    /// Commands that the host may have outstanding, and RDMA reads of ours. A host that is granted less than it asked for may
+    /// send what it asked for all the same, as Linux does.
+    commands: usize,
+    reads_most: usize,
+    /// Its own receives, where the device has no shared queue.
+    own: Option<Receives>,
+    /// Commands that the target has taken and that are not answered.
+    accepted: usize,
+    /// Capsules that it has no room for: tag and length.
+    held: VecDeque<(u32, u32)>,
+    /// It will say when there is.
+    stalled: bool,
+    /// Commands whose data is to be fetched, in order.
+    fetches: VecDeque<Fetch>,
+    /// RDMA reads that are out.
+    reads: usize,
+    /// Answers to be sent, in order.
+    answers: VecDeque<Answer>,
+    /// Responses in memory, where the device takes nothing inline.
+    responses: Option<ResponseRoom>,
+    /// How often everything that had ended had been taken when the device said that the queue pair had taken its last receive.
+    last_receive: Option<u64>,
+    /// When something that was posted last ended, or was posted to an idle queue.
+    progress: Instant,
+    /// There is something to post.
+    pub(crate) dirty: bool,
+    /// It is in the list of those that have.
+    pub(crate) listed: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Fetch {
+    request: RequestId,
+    length: u32,
+    /// Bytes asked for so far.
+    asked: u32,
+    /// It has been counted as one that waits.
+    waited: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    request: RequestId,
+    cqe: Cqe,
+    data: u32,
+    /// Bytes that are in work requests already.
+    written: u32,
+}
+
+/// What a work request was for, in its tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Read,
+    Write,
+    Response,
+}
+
+impl Purpose {
+    /// Requests' places have 24 bits at most.
+    const SHIFT: u32 = 24;
+
+    fn tag(self, request: RequestId) -> u32 {
+        let kind: u32 = match self {
+            Purpose::Read => 1,
+            Purpose::Write => 2,
+            Purpose::Response => 3,
+        };
+        kind << Purpose::SHIFT | request.slot & ((1 << Purpose::SHIFT) - 1)
+    }
+
+    fn of(tag: u32) -> Option<(Purpose, u32)> {
+        let slot = tag & ((1 << Purpose::SHIFT) - 1);
+        match tag >> Purpose::SHIFT {
+            1 => Some((Purpose::Read, slot)),
+            2 => Some((Purpose::Write, slot)),
+            3 => Some((Purpose::Response, slot)),
+            _ => None,
+        }
+    }
+}
+
+/// What a session is made of.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub(crate) connection: ConnectionId,
+    pub(crate) peer: SocketAddr,
+    pub(crate) place: Place,
+    pub(crate) depth: u16,
+    pub(crate) commands: u32,
+    pub(crate) reads: u8,
+}
+
+impl Session {
+    /// A session whose queue pair is about to be connected; receives of its own are posted.
+    ///
+    /// # Errors
+    /// If there is no memory for it, or the device refuses.
+    pub(crate) fn new(
+        index: usize,
+        queue: QueueId,
+        terms: Terms,
+        work: WorkQueue,
+        turn: &mut Turn<'_>,
+    ) -> Result<Session, VerbsError> {
+        let Terms { connection, peer, place, depth, commands, reads } = terms;
+        let own = if turn.lane.is_shared() {
+            None
+        } else {
+            let data = usize::try_from(turn.lane.in_capsule).unwrap_or(usize::MAX);
+            let receives = Receives::own(turn.pool, depth.into(), data);
+            Some(receives.ok_or(VerbsError::Misuse("there is no memory for its receives"))?)
+        };
+        let responses = ResponseRoom::needed(&work, turn.pool)?;
+        let depth = usize::from(depth);
+        let mut session = Session {
+            index,
+            connection,
+            peer,
+            queue: Some(queue),
+            work,
+            _place: place,
+            phase: Phase::Open,
+            reason: None,
+            commands: usize::try_from(commands).unwrap_or(usize::MAX).max(depth),
+            reads_most: reads.into(),
+            own,
+            accepted: 0,
+            held: VecDeque::with_capacity(depth),
+            stalled: false,
+            fetches: VecDeque::with_capacity(depth),
+            reads: 0,
+            answers: VecDeque::with_capacity(depth),
+            responses,
+            last_receive: None,
+            progress: turn.now,
+            dirty: false,
+            listed: false,
+        };
+        session.post_own_receives(turn)?;
+        Ok(session)
+    }
+
+    fn post_own_receives(&mut self, turn: &mut Turn<'_>) -> Result<(), VerbsError> {
+        let Some(own) = &mut self.own else { return Ok(()) };
+        for tag in 0..u32::try_from(own.len()).unwrap_or(u32::MAX) {
+            if let Some(segments) = own.lend(tag, turn.pool) {
+                self.work.push_receive(tag, &turn.lane.memory, segments)?;
+                turn.lane.counters.receives.add(1);
+            }
+        }
+        turn.lane.counters.receive_posts.add(1);
+        self.work.flush_receives()
+    }
+
+    /// The number of its queue pair.
+    pub(crate) fn number(&self) -> u32 {
+        self.work.pair().number()
+    }
+
+    /// The receives that its capsules are in.
+    fn receives<'a>(own: &'a mut Option<Receives>, lane: &'a mut Lane) -> Option<&'a mut Receives> {
+        match own {
+            Some(own) => Some(own),
+            None => lane.receives(),
+        }
+    }
+
+    /// A capsule is done with: it may be received into again.
+    fn release(&mut self, tag: u32, turn: &mut Turn<'_>) {
+        let Some(own) = &mut self.own else { return turn.lane.release(tag, turn.pool) };
+        if let Some(segments) = own.lend(tag, turn.pool) {
+            let pushed = self.work.push_receive(tag, &turn.lane.memory, segments);
+            debug_assert!(pushed.is_ok(), "{pushed:?}");
+            turn.lane.counters.receives.add(1);
+            self.dirty = true;
+        }
+    }
+
+    /// A work request of its own has ended, a receive of a shared queue aside. Whether the request's tag is to be looked at.
+    pub(crate) fn ended(&mut self, completion: &Completion, turn: &mut Turn<'_>) {
+        self.progress = turn.now;
+        if completion.is_receive() {
+            let tag = completion.tag();
+            if self.work.take_receive(completion).is_some() {
+                self.received(completion, tag, turn);
+            }
+            return;
+        }
+        self.work.retire(completion);
+        if !self.is_open() {
+            return;
+        }
+        // There may be room for what waits.
+        self.dirty |= !self.answers.is_empty() || !self.fetches.is_empty();
+        if completion.status() != verbs::Status::SUCCESS {
+            turn.lane.counters.failed_work.add(1);
+            self.close(CloseReason::Work(completion.status()), turn);
+            return;
+        }
+        match Purpose::of(completion.tag()) {
+            Some((Purpose::Read, slot)) => self.read_ended(slot, turn),
+            Some((Purpose::Response, slot)) => {
+                if let Some(request) = turn.commands.request(slot, self.index) {
+                    turn.shard.response_sent(request);
+                }
+            }
+            Some((Purpose::Write, _)) | None => {}
+        }
+    }
+
+    fn segment(turn: &Turn<'_>, request: RequestId, offset: u32, length: u32) -> Option<Segment> {
+        turn.shard.segment(request, offset, length)
+    }
+}

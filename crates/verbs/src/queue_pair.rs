@@ -290,19 +290,20 @@ impl WorkQueue {
         (self.next.wrapping_sub(self.oldest) % WorkId::PLACES) as usize
     }
 
+    /// Receives of its own queue posted or about to be.
+    pub fn receiving(&self) -> usize {
+        self.own.as_ref().map_or(0, |own| own.receives.outstanding())
+    }
+
     /// How many more may be posted.
     pub fn room(&self) -> usize {
         (self.pair.capacity.sends as usize).saturating_sub(self.outstanding())
     }
 
-    /// The queue pair, which may leave this thread again, to be destroyed where that may take its time. Only once
-    /// nothing is on loan.
-    ///
-    /// # Errors
-    /// The work queue itself, if something has not been retired, or received, yet.
-    pub fn into_pair(self) -> Result<QueuePair, WorkQueue> {
-        let receiving = self.own.as_ref().is_some_and(|own| own.receives.outstanding() > 0);
-        if self.outstanding() > 0 || receiving { Err(self) } else { Ok(self.pair) }
+    /// The queue pair, which may leave this thread again, to be destroyed where that may take its time. None if something
+    /// is still on loan: then it has been destroyed here.
+    pub fn into_pair(self) -> Option<QueuePair> {
+        (self.outstanding() == 0 && self.receiving() == 0).then_some(self.pair)
     }
 
     /// Posts the whole chain and empties it.

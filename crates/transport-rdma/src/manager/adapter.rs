@@ -1,0 +1,305 @@
+//! A device in use: its protection domain, the registered memory, and what each reactor has of it.
+//!
+//! # What fits a completion queue
+//! A completion queue that overflows takes all its queue pairs down. So every queue pair is given its share of one when it is
+//! made: as many places as work requests may be posted to it, signalled or not, and as many again as it has receives of its
+//! own. The receives of a lane's shared queue all end in its first completion queue, which keeps that many places for them. What does not
+//! fit gets a further completion queue, and if the device has none left, no connection.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tracing::debug;
+use verbs::{
+    Access, Capacity, CompletionChannel, CompletionQueue, ConnectionId, Device, Domain, QueuePair,
+    RegisteredArena, SharedReceiveQueue, VerbsError,
+};
+
+use crate::lane::{LaneId, LaneParts};
+use crate::network::{DeviceReport, Note, PortReport, Shared};
+use crate::receives::Receives;
+
+/// Bytes of a response, which goes inline where the device can.
+const RESPONSE_BYTES: u32 = 16;
+/// Work requests beyond two for each command: reads, and pieces of large or scattered transfers.
+const SPARE_SENDS: u32 = 32;
+
+/// Names an adapter, never used twice: a device that comes back is another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct AdapterId(pub(super) u32);
+
+/// A queue pair's place: on which device, reactor, and completion queue.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Berth {
+    pub(super) adapter: AdapterId,
+    pub(super) reactor: usize,
+    pub(super) lane: LaneId,
+    number: u32,
+    /// The completion queue, and how many of its places it takes.
+    queue: usize,
+    places: u32,
+}
+
+/// A queue pair just made.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub(super) pair: QueuePair,
+    pub(super) berth: Berth,
+    /// Commands that it has room for.
+    pub(super) depth: u16,
+    /// RDMA reads that may be on their way at a time.
+    pub(super) reads: u8,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Adapter {
+    id: AdapterId,
+    lanes: Vec<Lane>,
+    connections: HashMap<u32, (ConnectionId, usize)>,
+    memory: Arc<RegisteredArena>,
+    domain: Domain,
+    device: Device,
+    max_message: u32,
+}
+
+/// A reactor's lane, as the manager knows it.
+#[derive(Debug)]
+struct Lane {
+    id: LaneId,
+    reactor: usize,
+    channel: CompletionChannel,
+    receives: Option<SharedReceiveQueue>,
+    queues: Vec<CompletionPlaces>,
+}
+
+#[derive(Debug)]
+struct CompletionPlaces {
+    queue: CompletionQueue,
+    free: u32,
+}
+
+impl Adapter {
+    /// Registers the whole arena with the device.
+    pub(super) fn new(
+        id: AdapterId,
+        device: &Device,
+        shared: &Shared,
+    ) -> Result<Adapter, VerbsError> {
+        let domain = Domain::new(device)?;
+        let memory = Arc::new(RegisteredArena::new(&domain, &shared.arena, Access::LOCAL_WRITE)?);
+        let ports = 1..=device.attributes().ports;
+        let longest = ports.filter_map(|port| device.port(port).ok()).map(|it| it.max_message);
+        // What a device does not say it does as every device does.
+        let max_message = longest.min().filter(|&most| most > 0).unwrap_or(1 << 20);
+        Ok(Adapter {
+            id,
+            lanes: Vec::new(),
+            connections: HashMap::new(),
+            memory,
+            domain,
+            device: device.clone(),
+            max_message,
+        })
+    }
+
+    pub(super) fn id(&self) -> AdapterId {
+        self.id
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.device.is_removed()
+    }
+
+    /// One line for the log.
+    pub(super) fn describe(&self) -> String {
+        let attributes = self.device.attributes();
+        let receives =
+            if attributes.max_srq > 0 { "shared receives" } else { "no shared receives" };
+        format!("{}: {} ports, {receives}", self.device.name(), attributes.ports)
+    }
+
+    pub(super) fn report(&self) -> DeviceReport {
+        let port = |number| {
+            let port = self.device.port(number).ok()?;
+            Some(PortReport { number, active: port.active, mtu: port.mtu })
+        };
+        DeviceReport {
+            name: self.device.name().to_owned(),
+            ports: (1..=self.device.attributes().ports).filter_map(port).collect(),
+            queue_pairs: self.connections.len(),
+            removed: self.is_gone(),
+        }
+    }
+
+    /// Makes a queue pair for a host that wants to have `wanted` commands outstanding and answers `reads` RDMA reads at a
+    /// time. `number` numbers a new lane.
+    pub(super) fn queue_pair(
+        &mut self,
+        reactor: usize,
+        wanted: u32,
+        reads: u8,
+        shared: &Shared,
+        number: impl FnOnce() -> u32,
+    ) -> Result<Made, VerbsError> {
+        let attributes = self.device.attributes();
+        let most = attributes.max_qp_wr;
+        let reads = reads.min(attributes.max_qp_init_rd_atom).max(1);
+        let depth = wanted.min(shared.config.queue_depth.into()).min(most);
+        let sends = depth.saturating_mul(2).saturating_add(SPARE_SENDS).min(most);
+        let index = match self.lanes.iter().position(|lane| lane.reactor == reactor) {
+            Some(index) => index,
+            None => self.open_lane(LaneId(number()), reactor, shared)?,
+        };
+        let (id, name) = (self.id, self.device.name().to_owned());
+        let Some(lane) = self.lanes.get_mut(index) else {
+            return Err(VerbsError::Misuse("the lane is gone"));
+        };
+        let own = if lane.receives.is_some() { 0 } else { depth };
+        let places = sends.saturating_add(own);
+        let queue = lane.with_room(places, &self.device, shared)?;
+        let (Some(sent), Some(first)) = (lane.queues.get(queue), lane.queues.first()) else {
+            return Err(VerbsError::Misuse("the lane has no completion queue"));
+        };
+        let received = if own > 0 { sent } else { first };
+        let make = |inline| {
+            let capacity = Capacity { sends, receives: own, pieces: 1, inline };
+            let receives = lane.receives.as_ref();
+            QueuePair::new(&self.domain, &sent.queue, &received.queue, receives, capacity)
+        };
+        // Some devices take nothing inline.
+        let pair = make(RESPONSE_BYTES).or_else(|_| make(0))?;
+        debug!("{name}: queue pair {} with room for {sends} work requests", pair.number());
+        let berth =
+            Berth { adapter: id, reactor, lane: lane.id, number: pair.number(), queue, places };
+        if let Some(places_of) = lane.queues.get_mut(queue) {
+            places_of.free = places_of.free.saturating_sub(places);
+        }
+        let depth = u16::try_from(depth).unwrap_or(u16::MAX);
+        Ok(Made { pair, berth, depth, reads })
+    }
+
+    /// Which connection a queue pair belongs to from now on.
+    pub(super) fn connected(&mut self, berth: &Berth, id: ConnectionId) {
+        self.connections.insert(berth.number, (id, berth.reactor));
+    }
+
+    /// The connection of a queue pair, and its reactor.
+    pub(super) fn connection(&self, number: u32) -> Option<(ConnectionId, usize)> {
+        self.connections.get(&number).copied()
+    }
+
+    pub(super) fn connections(&self) -> impl Iterator<Item = ConnectionId> {
+        self.connections.values().map(|(id, _)| *id)
+    }
+
+    /// A queue pair has been destroyed.
+    pub(super) fn leave(&mut self, berth: &Berth) {
+        self.connections.remove(&berth.number);
+        let lane = self.lanes.iter_mut().find(|lane| lane.id == berth.lane);
+        if let Some(places) = lane.and_then(|lane| lane.queues.get_mut(berth.queue)) {
+            places.free = places.free.saturating_add(berth.places);
+        }
+    }
+
+    /// Makes a reactor its lane; its place among the lanes.
+    fn open_lane(
+        &mut self,
+        id: LaneId,
+        reactor: usize,
+        shared: &Shared,
+    ) -> Result<usize, VerbsError> {
+        let attributes = self.device.attributes();
+        let most = shared.config.completions.min(attributes.max_cqe);
+        let channel = CompletionChannel::new(&self.device)?;
+        let count = shared.config.shared_receives.min(attributes.max_srq_wr).min(most / 2);
+        let token = u64::from(id.0);
+        let receives = if attributes.max_srq > 0 && count > 0 {
+            Some(SharedReceiveQueue::new(&self.domain, count, token)?)
+        } else {
+            None
+        };
+        let mut lane = Lane { id, reactor, channel, receives, queues: Vec::new() };
+        let completions = lane.add_queue(&self.device, shared)?;
+        if let Some(first) = lane.queues.first_mut()
+            && lane.receives.is_some()
+        {
+            first.free = first.free.saturating_sub(count);
+        }
+        let in_capsule = if lane.receives.is_some() {
+            shared.config.in_capsule_data
+        } else {
+            let most = Receives::own_data_bytes(shared.config.queue_depth.into());
+            shared.config.in_capsule_data.min(u32::try_from(most).unwrap_or(u32::MAX))
+        };
+        let parts = LaneParts {
+            id,
+            memory: Arc::clone(&self.memory),
+            channel: lane.channel.clone(),
+            completions,
+            receives: lane.receives.clone().map(|queue| (queue, count)),
+            in_capsule,
+            invalidates: attributes.send_with_invalidate,
+            max_message: self.max_message,
+            counters: shared.counters(self.device.name(), reactor),
+        };
+        shared.note(reactor, Note::Open(parts));
+        self.lanes.push(lane);
+        Ok(self.lanes.len() - 1)
+    }
+
+    /// A lane is broken: its queues end, and the next one gets a new lane.
+    pub(super) fn close_lane(&mut self, token: u64, shared: &Shared) {
+        let broken = self.lanes.extract_if(.., |lane| u64::from(lane.id.0) == token);
+        for lane in broken {
+            shared.note(lane.reactor, Note::Close(lane.id));
+        }
+    }
+
+    /// The device is not to be used any more: every reactor gives its lane back.
+    pub(super) fn close(&self, shared: &Shared) {
+        for lane in &self.lanes {
+            shared.note(lane.reactor, Note::Close(lane.id));
+        }
+    }
+}
+
+impl Lane {
+    /// A completion queue with so many places free; a new one, if need be.
+    fn with_room(
+        &mut self,
+        places: u32,
+        device: &Device,
+        shared: &Shared,
+    ) -> Result<usize, VerbsError> {
+        if let Some(index) = self.queues.iter().position(|queue| queue.free >= places) {
+            return Ok(index);
+        }
+        let queue = self.add_queue(device, shared)?;
+        shared.note(self.reactor, Note::Extend(self.id, queue));
+        let last = self.queues.len() - 1;
+        match self.queues.get(last) {
+            Some(queue) if queue.free >= places => Ok(last),
+            _ => Err(VerbsError::Misuse("the device's completion queues are too small")),
+        }
+    }
+
+    fn add_queue(
+        &mut self,
+        device: &Device,
+        shared: &Shared,
+    ) -> Result<CompletionQueue, VerbsError> {
+        let attributes = device.attributes();
+        let capacity = shared.config.completions.min(attributes.max_cqe);
+        let reactor = u32::try_from(self.reactor).unwrap_or(0);
+        let vector = reactor.checked_rem(attributes.completion_vectors).unwrap_or(0);
+        let (token, channel) = (self.id.0.into(), Some(&self.channel));
+        let queue = CompletionQueue::new(device, capacity, token, channel, vector)?;
+        self.queues.push(CompletionPlaces { free: queue.capacity(), queue: queue.clone() });
+        Ok(queue)
+    }
+}

@@ -1,0 +1,161 @@
+//! The memory of receives, by tag: where a capsule's SQE goes, and where the data goes that comes with it.
+//!
+//! On a shared receive queue the data of each receive has a buffer of its own, which becomes the command's, in exchange for
+//! the command's. On a queue pair's own receives all share one small buffer, and the data is copied out of it.
+//!
+//! A receive's memory is lent to the device from its post to its completion; whoever holds the capsule after that says when it may be
+//! posted again.
+
+use memory::{Buffer, Pool, Segment};
+use nvme::Sqe;
+use verbs::MAX_RECEIVE_PIECES;
+
+/// Bytes of an SQE.
+pub(crate) const SQE_BYTES: usize = size_of::<Sqe>();
+/// Bytes of all receives of a queue pair that has its own: what an idle queue may cost.
+pub(crate) const OWN_BYTES: usize = 64 * 1024;
+/// The unit of the pool.
+const CHUNK: usize = 4096;
+
+#[derive(Debug)]
+struct Slot {
+    sqe: Segment,
+    data: Data,
+    /// The session that holds the capsule.
+    holder: Option<usize>,
+}
+
+#[derive(Debug)]
+enum Data {
+    /// A buffer of its own; none while there is none to be had.
+    Own(Option<Buffer>),
+    /// A part of the common one.
+    Part(Segment),
+    /// No data comes with capsules.
+    None,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Receives {
+    slots: Vec<Slot>,
+    /// Bytes of data in a capsule.
+    data_bytes: usize,
+}
+
+impl Receives {
+    /// Receives for a shared queue, as many as the pool gives without running short: a quarter of it at most, `count` at most.
+    pub(crate) fn shared(pool: &Pool, count: usize, data_bytes: usize) -> Receives {
+        let each = data_bytes.max(1).next_multiple_of(CHUNK).saturating_add(SQE_BYTES);
+        let count = count.min(pool.capacity() / 4 / each);
+        let mut receives = Receives { slots: Vec::with_capacity(count), data_bytes };
+        while receives.slots.len() < count {
+            let Some(chunk) = pool.take(CHUNK) else { break };
+            for index in 0..(CHUNK / SQE_BYTES).min(count - receives.slots.len()) {
+                let Some(sqe) = chunk.segment(index * SQE_BYTES, SQE_BYTES) else { break };
+                let data =
+                    if data_bytes == 0 { Data::None } else { Data::Own(pool.take(data_bytes)) };
+                receives.slots.push(Slot { sqe, data, holder: None });
+            }
+        }
+        receives
+    }
+
+    /// Receives of one queue pair.
+    pub(crate) fn own(pool: &Pool, count: usize, data_bytes: usize) -> Option<Receives> {
+        let each = SQE_BYTES.checked_add(data_bytes)?;
+        let all = pool.take(each.checked_mul(count)?)?;
+        let slot = |index: usize| {
+            let start = index * each;
+            let data = all.segment(start + SQE_BYTES, data_bytes)?;
+            let data = if data_bytes == 0 { Data::None } else { Data::Part(data) };
+            Some(Slot { sqe: all.segment(start, SQE_BYTES)?, data, holder: None })
+        };
+        let slots = (0..count).map(slot).collect::<Option<_>>()?;
+        Some(Receives { slots, data_bytes })
+    }
+
+    /// Bytes of data in a capsule of a queue pair with `depth` receives of its own.
+    pub(crate) fn own_data_bytes(depth: usize) -> usize {
+        (OWN_BYTES / depth.max(1)).saturating_sub(SQE_BYTES) & !15
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The memory for the next receive with this tag. None: there is no buffer for the data now.
+    pub(crate) fn lend(
+        &mut self,
+        tag: u32,
+        pool: &Pool,
+    ) -> Option<[Option<Segment>; MAX_RECEIVE_PIECES]> {
+        let slot = self.slots.get_mut(tag as usize)?;
+        slot.holder = None;
+        let data = match &mut slot.data {
+            Data::None => None,
+            Data::Part(part) => Some(part.clone()),
+            Data::Own(buffer) => {
+                if buffer.is_none() {
+                    *buffer = pool.take(self.data_bytes);
+                }
+                Some(buffer.as_ref()?.segment(0, self.data_bytes)?)
+            }
+        };
+        Some([Some(slot.sqe.clone()), data])
+    }
+
+    /// The SQE of a capsule that has been received.
+    pub(crate) fn sqe(&self, tag: u32) -> Option<Sqe> {
+        let slot = self.slots.get(tag as usize)?;
+        let mut sqe = Sqe::default();
+        let copied = slot.sqe.copy_to(0, zerocopy::IntoBytes::as_mut_bytes(&mut sqe));
+        (copied == SQE_BYTES).then_some(sqe)
+    }
+
+    /// Lets `look` see the first `length` bytes of what came with it.
+    pub(crate) fn view<R>(
+        &self,
+        tag: u32,
+        length: usize,
+        look: impl FnOnce(&[u8]) -> R,
+    ) -> Option<R> {
+        if length == 0 {
+            return Some(look(&[]));
+        }
+        match &self.slots.get(tag as usize)?.data {
+            Data::None | Data::Own(None) => None,
+            Data::Part(part) => part.part(0, length)?.view(look),
+            Data::Own(Some(buffer)) => buffer.segment(0, length)?.view(look),
+        }
+    }
+
+    /// Notes who holds the capsule.
+    pub(crate) fn hold(&mut self, tag: u32, session: usize) {
+        if let Some(slot) = self.slots.get_mut(tag as usize) {
+            slot.holder = Some(session);
+        }
+    }
+
+    /// The next capsule from `from` on that this session holds.
+    pub(crate) fn held_by(&self, session: usize, from: usize) -> Option<u32> {
+        let slots = self.slots.iter().enumerate().skip(from);
+        let mut held = slots.filter(|(_, slot)| slot.holder == Some(session));
+        held.next().and_then(|(tag, _)| u32::try_from(tag).ok())
+    }
+
+    /// The data's buffer, to become a command's. None if it is none by itself.
+    pub(crate) fn take_buffer(&mut self, tag: u32) -> Option<Buffer> {
+        match &mut self.slots.get_mut(tag as usize)?.data {
+            Data::Own(buffer) => buffer.take(),
+            Data::None | Data::Part(_) => None,
+        }
+    }
+
+    /// What was got in exchange for it.
+    pub(crate) fn put_buffer(&mut self, tag: u32, got: Buffer) {
+        if let Some(Slot { data: Data::Own(buffer), .. }) = self.slots.get_mut(tag as usize) {
+            *buffer = Some(got);
+        }
+    }
+}
