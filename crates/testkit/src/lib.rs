@@ -1,5 +1,6 @@
 //! For tests only: simulated disk, wire and clock, oracles, a target in a box.
 
+pub mod column;
 pub mod disk;
 pub mod fuzz;
 pub mod pdus;

@@ -6,29 +6,20 @@
 
 pub mod whole;
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream};
-use std::rc::Rc;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
-use block::BlockDevice;
-use block::ram::{RamDevice, RamOptions};
 use memory::{Arena, ArenaConfig, Hugepages};
-use nvme::Nqn;
-use nvme::address::{TransportAddress, TransportType};
-use reactor::{
-    Handle, IdlePolicy, Instant, Local, Placement, Poller, Progress, Reactor, ReactorConfig,
-    Reactors, RingChoice,
-};
-use target::configuration::{
-    Configuration, Hosts, Listener as TargetListener, ListenerId, NamespaceOptions,
-    SubsystemOptions,
-};
-use target::{Message, PortId, Shard, ShardConfig, ShardIndex, ShardLimits};
+use nvme::address::TransportType;
+use reactor::{Handle, IdlePolicy, Local, Placement, Reactor, ReactorConfig, Reactors, RingChoice};
+use target::PortId;
+use target::configuration::Configuration;
+use testkit::column::{self, Mailboxes};
 use transport_tcp::{Listener, TcpConfig, TcpNetwork, TcpTransport};
+
+pub use testkit::column::on;
 
 // Each test binary uses a part of this.
 #[allow(unused_imports)]
@@ -60,51 +51,6 @@ impl Default for Options {
     }
 }
 
-type Mailboxes = Arc<Vec<Mutex<VecDeque<Message>>>>;
-
-struct ShardPoller {
-    local: Local,
-    shard: Rc<RefCell<Shard>>,
-    mailboxes: Mailboxes,
-}
-
-impl ShardPoller {
-    fn turn(&self) -> bool {
-        let mut shard = self.shard.borrow_mut();
-        let mut worked = false;
-        let own = &self.mailboxes[self.local.index()];
-        loop {
-            let Some(message) = own.lock().unwrap().pop_front() else { break };
-            shard.deliver(message);
-            worked = true;
-        }
-        worked |= shard.poll(self.local.now());
-        while let Some((ShardIndex(to), message)) = shard.next_message() {
-            self.mailboxes[usize::from(to)].lock().unwrap().push_back(message);
-            let _ = self.local.handle(usize::from(to)).unwrap().send(|_| {});
-        }
-        worked
-    }
-}
-
-impl Poller for ShardPoller {
-    fn poll(&mut self) -> Progress {
-        Progress::from_worked(self.turn())
-    }
-
-    fn flush(&mut self) {
-        self.turn();
-    }
-
-    fn ready_to_sleep(&mut self) -> bool {
-        !self.shard.borrow().has_work()
-    }
-
-    fn next_deadline(&self) -> Option<Instant> {
-        self.shard.borrow().next_deadline()
-    }
-}
-
 /// A running node. Dropped, it stops.
 pub struct Node {
     pub network: TcpNetwork,
@@ -130,8 +76,7 @@ impl Node {
         let capacity = options.pool * options.reactors;
         let arena = Arena::new(ArenaConfig { capacity, hugepages: Hugepages::Never });
         let configuration = configuration(address);
-        let mailboxes: Mailboxes =
-            Arc::new((0..options.reactors).map(|_| Mutex::default()).collect());
+        let mailboxes = column::mailboxes(options.reactors);
         for handle in reactors.handles() {
             let (network, arena) = (network.clone(), arena.clone());
             let (configuration, mailboxes) = (configuration.clone(), mailboxes.clone());
@@ -175,22 +120,8 @@ fn furnish(
     configuration: Arc<Configuration>,
     mailboxes: Mailboxes,
 ) {
-    let config = ShardConfig {
-        index: ShardIndex(local.index() as u16),
-        shards: options.reactors as u16,
-        pool: arena.pool(options.pool).unwrap(),
-        limits: ShardLimits { requests: options.requests, ..ShardLimits::default() },
-        now: local.now(),
-    };
-    let mut shard = Shard::new(config);
-    let errors = shard.configure(configuration, &mut |device| device.open_queue(local));
-    assert!(errors.is_empty(), "{errors:?}");
-    let shard = Rc::new(RefCell::new(shard));
-    local.add_poller(Box::new(ShardPoller {
-        local: local.clone(),
-        shard: shard.clone(),
-        mailboxes,
-    }));
+    let pool = arena.pool(options.pool).unwrap();
+    let shard = column::furnish(local, pool, options.requests, configuration, mailboxes);
     TcpTransport::start(network, local, shard, PortId(0));
 }
 
@@ -213,7 +144,7 @@ impl Stepped {
             Placement::new(&[reactor.handle()]),
         );
         let arena = Arena::new(ArenaConfig { capacity: options.pool, hugepages: Hugepages::Never });
-        let mailboxes: Mailboxes = Arc::new(vec![Mutex::default()]);
+        let mailboxes = column::mailboxes(1);
         let configuration = configuration(address);
         furnish(reactor.local(), options, &network, &arena, configuration, mailboxes);
         network.listen(listener);
@@ -252,38 +183,7 @@ impl Stepped {
     }
 }
 
-/// Runs `act` on a reactor's thread and waits for what it returns.
-pub fn on<T: Send + 'static>(handle: &Handle, act: impl FnOnce(&Local) -> T + Send + 'static) -> T {
-    let (send, receive) = mpsc::channel();
-    handle.send(move |local| drop(send.send(act(local)))).unwrap();
-    receive.recv().unwrap()
-}
-
 /// A RAM device as namespace 1 of [`SUBSYSTEM`], and a listener on `address`.
 fn configuration(address: SocketAddr) -> Arc<Configuration> {
-    configuration_of(address, Arc::new(ram(DEVICE_SIZE)))
-}
-
-pub fn ram(size: u64) -> RamDevice {
-    RamDevice::new(&RamOptions { name: "ram".into(), size, block_size: BLOCK, read_only: false })
-        .unwrap()
-}
-
-pub fn configuration_of(address: SocketAddr, device: Arc<dyn BlockDevice>) -> Arc<Configuration> {
-    let mut change = Configuration::empty().change();
-    let nqn: Nqn = SUBSYSTEM.parse().unwrap();
-    change
-        .add_listener(TargetListener {
-            id: ListenerId(1),
-            address: TransportAddress {
-                trtype: TransportType::Tcp,
-                traddr: address.ip(),
-                trsvcid: address.port(),
-            },
-        })
-        .unwrap();
-    let options = SubsystemOptions { hosts: Hosts::Any, ..SubsystemOptions::default() };
-    change.add_subsystem(nqn.clone(), options).unwrap();
-    change.add_namespace(&nqn, NamespaceOptions::new(1, device)).unwrap();
-    change.build().unwrap()
+    column::configuration(&[(TransportType::Tcp, address)], Arc::new(column::ram(DEVICE_SIZE)))
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use memory::{Arena, ArenaConfig, Hugepages, Pool};
+use nvme::address::TransportType;
 use nvme::fabrics::{
     CNTLID_DYNAMIC, Connect, ConnectAttributes, ConnectData, PropertySet, PropertySize,
 };
@@ -16,14 +17,11 @@ use nvme::tcp::{CapsuleResp, CommonHeader, DigestFlags, IcReq, PduType, R2t, Rec
 use nvme::{Cqe, Nqn, Sqe};
 use reactor::Instant;
 use target::{PortId, Shard, ShardConfig, ShardIndex, ShardLimits};
-use testkit::pdus;
+use testkit::{column, pdus};
 use transport_tcp::{InMemoryConnection, TcpConfig};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{
-    BLOCK, SUBSYSTEM, configuration_of, host_id, host_nqn, pattern, ram, read, write,
-    write_in_capsule,
-};
+use super::{BLOCK, SUBSYSTEM, host_id, host_nqn, pattern, read, write, write_in_capsule};
 
 const PORT: PortId = PortId(0);
 const DEVICE: u64 = 4 << 20;
@@ -120,9 +118,11 @@ impl World {
             limits: ShardLimits { requests: 64, ..ShardLimits::default() },
             now,
         });
-        let device = Arc::new(ram(DEVICE));
-        let configuration =
-            configuration_of(SocketAddr::from(([192, 0, 2, 1], 4420)), device.clone());
+        let device = Arc::new(column::ram(DEVICE));
+        let configuration = column::configuration(
+            &[(TransportType::Tcp, SocketAddr::from(([192, 0, 2, 1], 4420)))],
+            device.clone(),
+        );
         let errors = shard.configure(configuration, &mut |_| Ok(device.queue()));
         assert!(errors.is_empty());
         World { shard, pool, now, hosts: Vec::new() }
