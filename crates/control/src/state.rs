@@ -393,10 +393,7 @@ impl State {
             hosts: if subsystem.allow_any_host { Hosts::Any } else { hosts(&subsystem.hosts) },
             reach: listeners().map(|(id, _)| id).collect::<Reach>(),
             ana: subsystem.ana_reporting.then(ana),
-            limits: Limits {
-                max_namespaces: subsystem.max_namespaces,
-                ..self.limits()
-            },
+            limits: Limits { max_namespaces: subsystem.max_namespaces, ..self.limits() },
             firmware: defaults.firmware,
         }
     }

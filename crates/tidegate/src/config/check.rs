@@ -216,7 +216,8 @@ fn subsystem(
         let Listener { transport, address, .. } = *listener.get_ref();
         // A device of the network may come later.
         if transport == Transport::Tcp
-            && let Err(problem) = reachable(address) {
+            && let Err(problem) = reachable(address)
+        {
             let key = format!("{key}.listeners[{index}].address");
             return Err(source.error(listener.span(), key, problem));
         }
