@@ -190,7 +190,8 @@ impl World {
         for (reactor, pool) in reactors.iter().zip(&pools) {
             let (local, configuration) = (reactor.local(), configuration.clone());
             let (pool, mailboxes) = (pool.clone(), mailboxes.clone());
-            let shard = column::furnish(local, pool.clone(), options.requests, configuration, mailboxes);
+            let shard =
+                column::furnish(local, pool.clone(), options.requests, configuration, mailboxes);
             RdmaTransport::start(&network, local, shard.clone(), &pool, PortId(0));
             shards.push(shard);
         }
@@ -287,11 +288,7 @@ impl World {
     }
 
     /// Steps until `attempt` has a result, for at most ten minutes of the world's time.
-    pub fn until<T>(
-        &mut self,
-        what: &str,
-        mut attempt: impl FnMut(&mut World) -> Option<T>,
-    ) -> T {
+    pub fn until<T>(&mut self, what: &str, mut attempt: impl FnMut(&mut World) -> Option<T>) -> T {
         let start = self.clock.now();
         let mut steps = 0_u64;
         loop {

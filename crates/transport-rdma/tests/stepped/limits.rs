@@ -3,11 +3,10 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use nvme::rdma::{Reject, RejectStatus, Request};
+use nvme::rdma::{Reject, RejectStatus};
 use testkit::peer::pattern;
-use testkit::rdma::{Options, Phase, Queue, Refused, Wish, World, listed};
+use testkit::rdma::{Controller, Machine, Options, Phase, Queue, Refused, Wish, World, listed};
 use verbs::REJECTED_BY_CONSUMER;
-use zerocopy::IntoBytes;
 
 use super::support::{
     answers, bytes_of, filled, is_served, machine, read, simple, with_device, write, zeroed,
@@ -39,21 +38,24 @@ fn connections_that_do_not_fit_a_completion_queue_leave_none_behind() {
     assert_eq!(after, before, "completion queues");
 }
 
-/// Asks for 512 entries, is granted 128 and uses all that it asked for, as Linux does.
-fn wide(world: &mut World, machine: &Rc<testkit::rdma::Machine>) -> (testkit::rdma::Controller, Queue) {
+/// A queue whose connection is made for 512 commands, more than are granted, and whose Connect asks for `entries`.
+fn wide(world: &mut World, machine: &Rc<Machine>, entries: u16) -> (Controller, Queue) {
     let controller = world.controller(machine, 1, 0).unwrap();
-    let queue = world.io_queue(&controller, 1, 512).unwrap();
+    let wish = Wish::new(world.addresses[0], 1, 512);
+    let mut queue = world.connected(Queue::ask(machine, wish)).unwrap();
     assert_eq!(queue.granted, 128);
+    world.connect_command(&mut queue, 1, 1, controller.cntlid, entries).unwrap();
     (controller, queue)
 }
 
 #[test]
 fn responses_that_do_not_go_inline_are_not_mixed_up() {
     let mut options = Options::default();
-    options.devices[0].max_inline = 0;
+    // More than one post takes, and no more than that many answers are ready at a time.
+    (options.devices[0].max_inline, options.devices[0].max_qp_wr) = (0, 200);
     let mut world = World::new(&options);
     let machine = machine(&world);
-    let (_controller, mut queue) = wide(&mut world, &machine);
+    let (_controller, mut queue) = wide(&mut world, &machine, 128);
     let target = world.fabric.peer(queue.number()).unwrap();
     let segment = zeroed(&machine, 512);
     // All answers are made before the first one leaves.
@@ -127,16 +129,8 @@ fn a_host_that_takes_all_receives_does_not_keep_them() {
     let machine = machine(&world);
     let (_controller, mut modest) = world.host(&machine, 2);
     is_served(&mut world, &mut modest, 1);
-    let controller = world.controller(&machine, 1, 0).unwrap();
-    // Two entries by Connect, though the connection was made for 512.
-    let request = Request::new(1, 512, 0);
-    let wish = Wish {
-        private_data: request.as_bytes().to_vec(),
-        depth: 512,
-        ..Wish::new(world.addresses[0], 1, 512)
-    };
-    let mut greedy = world.connected(Queue::ask(&machine, wish)).unwrap();
-    world.connect_command(&mut greedy, 1, 1, controller.cntlid, 2).unwrap();
+    // Two entries by Connect, though the connection was made for many more.
+    let (_other, mut greedy) = wide(&mut world, &machine, 2);
     let target = world.fabric.peer(greedy.number()).unwrap();
     // Its answers take for ever.
     world.fabric.hold(target, true);
