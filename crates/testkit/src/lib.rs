@@ -6,6 +6,7 @@ pub mod fuzz;
 pub mod pdus;
 pub mod peer;
 mod random;
+pub mod rdma;
 pub mod simulation;
 
 pub use random::Random;

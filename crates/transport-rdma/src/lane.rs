@@ -71,7 +71,7 @@ pub(crate) struct Lane {
     armed: bool,
     /// How often the completion queues were found empty.
     emptied: u64,
-    /// No new queues: it goes when the last of its queues has gone.
+    /// No new queues: it goes when the last of its queues has gone and been destroyed.
     pub(crate) closing: bool,
 }
 
@@ -209,6 +209,13 @@ impl Lane {
     /// The receives of the shared queue.
     pub(crate) fn receives(&mut self) -> Option<&mut Receives> {
         self.shared.as_mut().map(|shared| &mut shared.receives)
+    }
+
+    /// Whether it is closing, and nothing of it is in use any more, not even by the manager: what is posted to its shared queue is
+    /// nobody's but ours.
+    pub(crate) fn may_go(&self) -> bool {
+        let alone = self.shared.as_ref().is_none_or(|shared| shared.queue.is_alone());
+        self.closing && self.sessions.is_empty() && alone
     }
 
     pub(crate) fn is_shared(&self) -> bool {

@@ -23,12 +23,12 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use memory::{Pool, Segment};
-use nvme::Cqe;
+use nvme::{Cqe, Sqe};
 use reactor::{Instant, Place};
 use target::{QueueId, RequestId, Shard};
 use verbs::{Completion, ConnectionId, SendChain, VerbsError, WorkQueue};
 
-use crate::command::Commands;
+use crate::command::{Capsule, Commands};
 use crate::lane::Lane;
 use crate::network::Shared;
 use crate::receives::Receives;
@@ -69,8 +69,8 @@ pub(crate) struct Session {
     own: Option<Receives>,
     /// Commands that the target has taken and that are not answered.
     accepted: usize,
-    /// Capsules that it has no room for: tag and length.
-    held: VecDeque<(u32, u32)>,
+    /// Commands that it has no room for.
+    held: VecDeque<Held>,
     /// It will say when there is.
     stalled: bool,
     /// Commands whose data is to be fetched, in order.
@@ -89,6 +89,14 @@ pub(crate) struct Session {
     pub(crate) dirty: bool,
     /// It is in the list of those that have.
     pub(crate) listed: bool,
+}
+
+/// A command that waits for room in the target.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    sqe: Sqe,
+    /// Its capsule, if there is more in it.
+    capsule: Option<Capsule>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -256,9 +264,7 @@ impl Session {
         // There may be room for what waits.
         self.dirty |= !self.answers.is_empty() || !self.fetches.is_empty();
         if completion.status() != verbs::Status::SUCCESS {
-            turn.lane.counters.failed_work.add(1);
-            self.close(CloseReason::Work(completion.status()), turn);
-            return;
+            return self.failed(completion.status(), turn);
         }
         match Purpose::of(completion.tag()) {
             Some((Purpose::Read, slot)) => self.read_ended(slot, turn),
@@ -269,6 +275,15 @@ impl Session {
             }
             Some((Purpose::Write, _)) | None => {}
         }
+    }
+
+    fn failed(&mut self, status: verbs::Status, turn: &mut Turn<'_>) {
+        if status == verbs::Status::FLUSHED {
+            // Somebody has ended the queue pair, and will say so.
+            return self.close(CloseReason::Over, turn);
+        }
+        turn.lane.counters.failed_work.add(1);
+        self.close(CloseReason::Work(status), turn);
     }
 
     fn segment(turn: &Turn<'_>, request: RequestId, offset: u32, length: u32) -> Option<Segment> {

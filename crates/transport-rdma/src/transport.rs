@@ -48,7 +48,7 @@ pub struct RdmaTransport {
     dirty: Vec<usize>,
     closing: Vec<usize>,
     next_tick: Instant,
-    /// Some session has to be watched.
+    /// Some session or a lane has to be watched.
     watched: bool,
     stopping: bool,
 }
@@ -218,7 +218,7 @@ impl RdmaTransport {
         }
     }
 
-    /// The lane goes when its last queue has gone.
+    /// The lane goes when its last queue has gone and the manager has destroyed it.
     fn close_lane(&mut self, id: LaneId) {
         let Some(index) = self.lane_index(id) else { return };
         if let Some(lane) = self.lanes.get_mut(index) {
@@ -228,13 +228,13 @@ impl RdmaTransport {
         for session in of_it.map(|(index, _)| index).collect::<Vec<_>>() {
             self.on_session(session, |it, turn| it.close(CloseReason::Over, turn));
         }
-        self.drop_empty_lane(index);
     }
 
-    fn drop_empty_lane(&mut self, index: usize) {
-        let done =
-            self.lanes.get(index).is_some_and(|lane| lane.closing && lane.sessions.is_empty());
-        if done {
+    fn drop_closed_lanes(&mut self) {
+        let closed = |lanes: &Slab<Lane>| {
+            lanes.iter().find(|(_, lane)| lane.may_go()).map(|(index, _)| index)
+        };
+        while let Some(index) = closed(&self.lanes) {
             let lane = self.lanes.remove(index);
             if let Ok(key) = u32::try_from(index) {
                 // The descriptor leaves the epoll instance when it is closed, at the latest.
@@ -374,6 +374,7 @@ impl RdmaTransport {
                     }
                 }
             });
+            self.drop_closed_lanes();
         }
         let mut closing = std::mem::take(&mut self.closing);
         let before = closing.len();
@@ -407,7 +408,6 @@ impl RdmaTransport {
         if let Some(seat) = self.seat() {
             seat.left();
         }
-        self.drop_empty_lane(lane);
         true
     }
 
@@ -476,7 +476,8 @@ impl Poller for RdmaTransport {
         if has_notes || !self.dirty.is_empty() || self.shard.borrow().has_actions(self.port) {
             return false;
         }
-        self.watched = self.sessions.iter().any(|(_, served)| served.session.is_watched());
+        self.watched = self.sessions.iter().any(|(_, served)| served.session.is_watched())
+            || self.lanes.iter().any(|(_, lane)| lane.closing);
         let mut armed = false;
         for (_, lane) in &mut self.lanes {
             if !lane.is_armed() {

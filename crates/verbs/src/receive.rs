@@ -239,6 +239,11 @@ impl SharedReceives {
         self.receives.outstanding
     }
 
+    /// Whether nobody else has the queue, no queue pair above all: dropped now, it gives back everything that is posted.
+    pub fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.queue.0) == 1
+    }
+
     /// Adds a receive into these segments, to be posted by the next [`SharedReceives::flush`].
     ///
     /// # Errors

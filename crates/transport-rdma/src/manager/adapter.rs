@@ -51,6 +51,11 @@ pub(super) struct Made {
     pub(super) reads: u8,
 }
 
+/// Places of a completion queue of this device.
+fn completions(device: &Device, shared: &Shared) -> u32 {
+    shared.config.completions.min(device.attributes().max_cqe)
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Adapter {
@@ -61,6 +66,9 @@ pub(super) struct Adapter {
     domain: Domain,
     device: Device,
     max_message: u32,
+    /// Every reactor has a shared receive queue here, or none has: how much data goes into a capsule is said once per controller,
+    /// whose queues are on several reactors.
+    shares_receives: bool,
 }
 
 /// A reactor's lane, as the manager knows it.
@@ -92,6 +100,7 @@ impl Adapter {
         let longest = ports.filter_map(|port| device.port(port).ok()).map(|it| it.max_message);
         // What a device does not say it does as every device does.
         let max_message = longest.min().filter(|&most| most > 0).unwrap_or(1 << 20);
+        let most = usize::try_from(device.attributes().max_srq).unwrap_or(usize::MAX);
         Ok(Adapter {
             id,
             lanes: Vec::new(),
@@ -100,6 +109,7 @@ impl Adapter {
             domain,
             device: device.clone(),
             max_message,
+            shares_receives: most >= shared.seats.len(),
         })
     }
 
@@ -117,10 +127,8 @@ impl Adapter {
 
     /// One line for the log.
     pub(super) fn describe(&self) -> String {
-        let attributes = self.device.attributes();
-        let receives =
-            if attributes.max_srq > 0 { "shared receives" } else { "no shared receives" };
-        format!("{}: {} ports, {receives}", self.device.name(), attributes.ports)
+        let receives = if self.shares_receives { "shared receives" } else { "no shared receives" };
+        format!("{}: {} ports, {receives}", self.device.name(), self.device.attributes().ports)
     }
 
     pub(super) fn report(&self) -> DeviceReport {
@@ -214,11 +222,11 @@ impl Adapter {
         shared: &Shared,
     ) -> Result<usize, VerbsError> {
         let attributes = self.device.attributes();
-        let most = shared.config.completions.min(attributes.max_cqe);
+        let most = completions(&self.device, shared);
         let channel = CompletionChannel::new(&self.device)?;
         let count = shared.config.shared_receives.min(attributes.max_srq_wr).min(most / 2);
         let token = u64::from(id.0);
-        let receives = if attributes.max_srq > 0 && count > 0 {
+        let receives = if self.shares_receives && count > 0 {
             Some(SharedReceiveQueue::new(&self.domain, count, token)?)
         } else {
             None
@@ -279,13 +287,13 @@ impl Lane {
         if let Some(index) = self.queues.iter().position(|queue| queue.free >= places) {
             return Ok(index);
         }
+        // One that is too small all the same would stay.
+        if completions(device, shared) < places {
+            return Err(VerbsError::Misuse("the device's completion queues are too small"));
+        }
         let queue = self.add_queue(device, shared)?;
         shared.note(self.reactor, Note::Extend(self.id, queue));
-        let last = self.queues.len() - 1;
-        match self.queues.get(last) {
-            Some(queue) if queue.free >= places => Ok(last),
-            _ => Err(VerbsError::Misuse("the device's completion queues are too small")),
-        }
+        Ok(self.queues.len() - 1)
     }
 
     fn add_queue(
@@ -293,11 +301,10 @@ impl Lane {
         device: &Device,
         shared: &Shared,
     ) -> Result<CompletionQueue, VerbsError> {
-        let attributes = device.attributes();
-        let capacity = shared.config.completions.min(attributes.max_cqe);
         let reactor = u32::try_from(self.reactor).unwrap_or(0);
-        let vector = reactor.checked_rem(attributes.completion_vectors).unwrap_or(0);
+        let vector = reactor.checked_rem(device.attributes().completion_vectors).unwrap_or(0);
         let (token, channel) = (self.id.0.into(), Some(&self.channel));
+        let capacity = completions(device, shared);
         let queue = CompletionQueue::new(device, capacity, token, channel, vector)?;
         self.queues.push(CompletionPlaces { free: queue.capacity(), queue: queue.clone() });
         Ok(queue)

@@ -36,14 +36,18 @@ impl ResponseRoom {
         Ok(Some(ResponseRoom { memory, next: 0 }))
     }
 
-    /// No more are out than there are places, so the next one is free.
+    /// No more are out than there are places, so the next one is free. It stays the next one until it is
+    /// [taken](ResponseRoom::take).
     fn put(&mut self, cqe: &Cqe) -> Option<Segment> {
         if self.next + CQE_BYTES > self.memory.len() {
             self.next = 0;
         }
         let place = self.memory.segment(self.next, CQE_BYTES)?;
-        self.next += CQE_BYTES;
         (place.copy_from(0, cqe.as_bytes()) == CQE_BYTES).then_some(place)
+    }
+
+    fn take(&mut self) {
+        self.next += CQE_BYTES;
     }
 }
 
@@ -66,13 +70,14 @@ impl Session {
     /// Posts what the turn has brought, as far as there is room.
     pub(crate) fn flush(&mut self, turn: &mut Turn<'_>) {
         self.dirty = false;
-        if !self.is_open() {
-            return;
-        }
+        // Also when it is closing: what has been pushed counts as posted, and has to be flushed.
         if self.own.is_some()
             && let Err(error) = self.work.flush_receives()
         {
-            return self.close(CloseReason::Device(error.to_string()), turn);
+            self.close(CloseReason::Device(error.to_string()), turn);
+        }
+        if !self.is_open() {
+            return;
         }
         loop {
             let filled = self.fill(turn);
@@ -162,7 +167,10 @@ impl Session {
             };
             let length = u32::try_from(segment.len()).unwrap_or(u32::MAX);
             let tag = Purpose::Write.tag(answer.request);
-            push(turn, Work::Write(remote), Flags::empty(), tag, segment)?;
+            // The response tells of it, unless that has to wait for the place that this takes.
+            let last = turn.chain.len() + 1 >= self.work.room();
+            let flags = if last { Flags::SIGNALED } else { Flags::empty() };
+            push(turn, Work::Write(remote), flags, tag, segment)?;
             turn.lane.counters.writes.add(1);
             turn.lane.counters.bytes_sent.add(length.into());
             written = written.saturating_add(length);
@@ -185,6 +193,7 @@ impl Session {
                 let place = room.put(&answer.cqe);
                 let place = place.ok_or(Stop::Broken(CloseReason::NoData))?;
                 push(turn, work, Flags::SIGNALED, tag, place)?;
+                room.take();
             }
         }
         turn.lane.counters.responses.add(1);

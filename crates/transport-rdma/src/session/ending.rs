@@ -93,6 +93,10 @@ impl Session {
     pub(crate) fn end(&mut self, reason: CloseReason, turn: &mut Turn<'_>) {
         if matches!(self.phase, Phase::Open) {
             self.phase = Phase::Ending { deadline: turn.now + turn.network.config.close };
+            if matches!(reason, CloseReason::Target(_)) {
+                // It has dropped the commands whose data was still to come.
+                self.fetches.clear();
+            }
             self.reason.get_or_insert(reason);
             self.dirty = true;
         }

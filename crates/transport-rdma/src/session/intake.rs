@@ -3,7 +3,7 @@
 use target::{CommandRefused, RequestId};
 use verbs::Completion;
 
-use super::{CloseReason, Fetch, Session, Turn};
+use super::{CloseReason, Fetch, Held, Session, Turn};
 use crate::command::Capsule;
 use crate::descriptor::{self, Data};
 use crate::receives::SQE_BYTES;
@@ -16,8 +16,7 @@ impl Session {
         }
         if completion.status() != verbs::Status::SUCCESS {
             self.give_up(tag, turn);
-            turn.lane.counters.failed_work.add(1);
-            return self.close(CloseReason::Work(completion.status()), turn);
+            return self.failed(completion.status(), turn);
         }
         if self.is_ending() {
             return self.release(tag, turn);
@@ -34,21 +33,38 @@ impl Session {
             self.give_up(tag, turn);
             return self.close(CloseReason::TooManyCommands, turn);
         }
-        if let Some(receives) = Session::receives(&mut self.own, turn.lane) {
-            receives.hold(tag, self.index);
-        }
-        if !self.held.is_empty() || !self.offer(tag, data, turn) {
+        let Some(receives) = Session::receives(&mut self.own, turn.lane) else { return };
+        receives.hold(tag, self.index);
+        let Some(sqe) = receives.sqe(tag) else { return };
+        let arrived = Held { sqe, capsule: Some(Capsule { tag, length: data }) };
+        if !self.held.is_empty() || !self.offer(arrived, turn) {
             turn.lane.counters.commands_held.add(1);
-            self.held.push_back((tag, length));
+            self.hold(arrived, turn);
         }
     }
 
-    /// Offers a capsule to the target; false if it has no room.
-    fn offer(&mut self, tag: u32, length: usize, turn: &mut Turn<'_>) -> bool {
+    /// Keeps a command that the target has no room for. What is not needed of its capsule is given back: however many
+    /// commands a host sends too early, they do not keep the receives that it shares with others.
+    fn hold(&mut self, mut held: Held, turn: &mut Turn<'_>) {
+        if let Some(capsule) = held.capsule.take_if(|capsule| capsule.length == 0) {
+            self.release(capsule.tag, turn);
+        }
+        self.held.push_back(held);
+    }
+
+    /// Offers a command to the target; false if it has no room.
+    fn offer(&mut self, held: Held, turn: &mut Turn<'_>) -> bool {
         let Some(queue) = self.queue else { return true };
-        let Some(receives) = Session::receives(&mut self.own, turn.lane) else { return true };
-        let Some(sqe) = receives.sqe(tag) else { return true };
-        let resolved = receives.view(tag, length, |bytes| descriptor::resolve(&sqe, bytes));
+        let Held { sqe, capsule } = held;
+        let resolved = match capsule {
+            None => Some(descriptor::resolve(&sqe, &[])),
+            Some(Capsule { tag, length }) => {
+                let receives = Session::receives(&mut self.own, turn.lane);
+                receives.and_then(|receives| {
+                    receives.view(tag, length, |bytes| descriptor::resolve(&sqe, bytes))
+                })
+            }
+        };
         let Some(resolved) = resolved else { return true };
         let (taken, data) = match resolved {
             Ok(resolved) => {
@@ -60,12 +76,12 @@ impl Session {
         match taken {
             Ok(request) => {
                 self.accepted += 1;
-                let kept = matches!(data, Data::InCapsule { .. } | Data::List { .. });
-                let capsule = kept.then_some(Capsule { tag, length });
+                let needed = matches!(data, Data::InCapsule { .. } | Data::List { .. });
+                let (kept, done) = if needed { (capsule, None) } else { (None, capsule) };
                 turn.lane.counters.in_capsule.add(matches!(data, Data::InCapsule { .. }).into());
-                turn.commands.insert(request, self.index, capsule, data);
-                if !kept {
-                    self.release(tag, turn);
+                turn.commands.insert(request, self.index, kept, data);
+                if let Some(capsule) = done {
+                    self.release(capsule.tag, turn);
                 }
                 true
             }
@@ -74,7 +90,9 @@ impl Session {
                 false
             }
             Err(CommandRefused::Closed) => {
-                self.release(tag, turn);
+                if let Some(capsule) = capsule {
+                    self.release(capsule.tag, turn);
+                }
                 true
             }
         }
@@ -85,10 +103,9 @@ impl Session {
         self.stalled = false;
         while self.is_open()
             && !self.stalled
-            && let Some(&(tag, length)) = self.held.front()
+            && let Some(&held) = self.held.front()
         {
-            let data = usize::try_from(length).unwrap_or(0).saturating_sub(SQE_BYTES);
-            if self.offer(tag, data, turn) {
+            if self.offer(held, turn) {
                 self.held.pop_front();
             }
         }

@@ -179,6 +179,11 @@ impl Fabric {
         self.0.world().pairs.get_mut(&number).map(change)
     }
 
+    /// The queue pair that this one is connected to.
+    pub fn peer(&self, qp_num: u32) -> Option<u32> {
+        self.pair(qp_num, |pair| pair.peer).filter(|&peer| peer != 0)
+    }
+
     /// Holds a queue pair: nothing of it happens until it is let go, whatever others do meanwhile.
     pub fn hold(&self, qp_num: u32, held: bool) {
         self.pair(qp_num, |pair| pair.faults.held = held);

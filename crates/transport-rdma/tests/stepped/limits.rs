@@ -1,0 +1,149 @@
+//! Devices that can do little, and hosts that want much.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use nvme::rdma::{Reject, RejectStatus};
+use testkit::peer::pattern;
+use testkit::rdma::{Controller, Machine, Options, Phase, Queue, Refused, Wish, World, listed};
+use verbs::REJECTED_BY_CONSUMER;
+
+use super::support::{
+    answers, bytes_of, filled, is_served, machine, read, simple, with_device, write, zeroed,
+};
+
+fn status(refused: &Refused) -> RejectStatus {
+    let Refused::Connection(Phase::Refused(REJECTED_BY_CONSUMER, data)) = refused else {
+        panic!("{refused:?}")
+    };
+    Reject::parse(data).unwrap().status().unwrap()
+}
+
+#[test]
+fn connections_that_do_not_fit_a_completion_queue_leave_none_behind() {
+    let mut world = with_device(|device| device.max_cqe = 64);
+    let machine = machine(&world);
+    let attempt = |world: &mut World| {
+        let wish = Wish::new(world.addresses[0], 0, 32);
+        status(&world.connected(Queue::ask(&machine, wish)).unwrap_err())
+    };
+    assert_eq!(attempt(&mut world), RejectStatus::NoResources);
+    world.settle();
+    let [_, before, ..] = world.fabric.census();
+    for _ in 0..20 {
+        assert_eq!(attempt(&mut world), RejectStatus::NoResources);
+    }
+    world.settle();
+    let [_, after, ..] = world.fabric.census();
+    assert_eq!(after, before, "completion queues");
+}
+
+/// A queue whose connection is made for 512 commands, more than are granted, and whose Connect asks for `entries`.
+fn wide(world: &mut World, machine: &Rc<Machine>, entries: u16) -> (Controller, Queue) {
+    let controller = world.controller(machine, 1, 0).unwrap();
+    let wish = Wish::new(world.addresses[0], 1, 512);
+    let mut queue = world.connected(Queue::ask(machine, wish)).unwrap();
+    assert_eq!(queue.granted, 128);
+    world.connect_command(&mut queue, 1, 1, controller.cntlid, entries).unwrap();
+    (controller, queue)
+}
+
+#[test]
+fn responses_that_do_not_go_inline_are_not_mixed_up() {
+    let mut options = Options::default();
+    // More than one post takes, and no more than that many answers are ready at a time.
+    (options.devices[0].max_inline, options.devices[0].max_qp_wr) = (0, 200);
+    let mut world = World::new(&options);
+    let machine = machine(&world);
+    let (_controller, mut queue) = wide(&mut world, &machine, 128);
+    let target = world.fabric.peer(queue.number()).unwrap();
+    let segment = zeroed(&machine, 512);
+    // All answers are made before the first one leaves.
+    for _ in 0..3 {
+        for cid in 0..300 {
+            queue.send(&simple(&queue, read(cid, 0, 512), &segment));
+        }
+        while queue.under_way() > 0 {
+            world.fabric.hold(target, true);
+            world.fabric.run(10_000);
+            world.turn();
+            queue.turn();
+        }
+        for _ in 0..100 {
+            world.turn();
+            world.fabric.run(10_000);
+        }
+        world.fabric.hold(target, false);
+        world.settle();
+        let mut seen = [false; 300];
+        for _ in 0..10 {
+            world.settle();
+            for answer in answers(&mut queue) {
+                assert!(answer.status().is_success(), "{answer:?}");
+                let seen = &mut seen[usize::from(answer.cid.get())];
+                assert!(!*seen, "command {} was answered twice", answer.cid);
+                *seen = true;
+            }
+        }
+        assert!(seen.iter().all(|&seen| seen), "a command was not answered");
+    }
+}
+
+#[test]
+fn a_send_queue_shorter_than_a_commands_work_is_enough() {
+    let mut world = with_device(|device| device.max_qp_wr = 16);
+    let machine = machine(&world);
+    let controller = world.controller(&machine, 1, 0).unwrap();
+    let mut queue = world.io_queue(&controller, 1, 32).unwrap();
+    let data = pattern(3, 16 * 512);
+    let out = filled(&machine, 0, &data);
+    let capsule = simple(&queue, write(1, 0, 16 * 512), &out);
+    assert!(world.execute(&mut queue, &capsule).unwrap().status().is_success());
+    let segments: Vec<_> = (0..16).map(|_| zeroed(&machine, 512)).collect();
+    let before = world.now();
+    let capsule = listed(read(2, 0, 16 * 512), &machine.memory, &segments, 0, false);
+    let answer = world.execute(&mut queue, &capsule).expect("an answer");
+    assert!(answer.status().is_success(), "{answer:?}");
+    assert!(world.now().since(before) < Duration::from_secs(5));
+    let back: Vec<u8> = segments.iter().flat_map(bytes_of).collect();
+    assert!(back == data);
+}
+
+#[test]
+fn reactors_beyond_the_devices_shared_queues_have_queues_of_their_own() {
+    let mut options = Options { reactors: 2, ..Options::default() };
+    options.devices[0].max_srq = 1;
+    let mut world = World::new(&options);
+    let machine = machine(&world);
+    let (_one, mut first) = world.host(&machine, 1);
+    let (_two, mut second) = world.host(&machine, 2);
+    is_served(&mut world, &mut first, 1);
+    is_served(&mut world, &mut second, 2);
+}
+
+#[test]
+fn a_host_that_takes_all_receives_does_not_keep_them() {
+    let mut options = Options::default();
+    options.config.shared_receives = 128;
+    let mut world = World::new(&options);
+    let machine = machine(&world);
+    let (_controller, mut modest) = world.host(&machine, 2);
+    is_served(&mut world, &mut modest, 1);
+    // Two entries by Connect, though the connection was made for many more.
+    let (_other, mut greedy) = wide(&mut world, &machine, 2);
+    let target = world.fabric.peer(greedy.number()).unwrap();
+    // Its answers take for ever.
+    world.fabric.hold(target, true);
+    let segment = zeroed(&machine, 512);
+    for cid in 0..400 {
+        greedy.send(&simple(&greedy, read(cid, 0, 512), &segment));
+    }
+    for _ in 0..200 {
+        world.fabric.run(100);
+        world.turn();
+    }
+    let before = world.now();
+    is_served(&mut world, &mut modest, 2);
+    let took = world.now().since(before);
+    assert!(took < Duration::from_secs(5), "the modest one waited {took:?}");
+}
