@@ -1,11 +1,11 @@
 //! The vocabulary of NVMe and NVMe over Fabrics: commands, completions, registers, identify data,
-//! log pages, NVMe/TCP PDUs. Pure data: no I/O, no clock, no thread of its own, nothing allocated
+//! log pages, NVMe/TCP PDUs, private data of NVMe/RDMA. Pure data: no I/O, no clock, no thread of its own, nothing allocated
 //! except by names.
 //!
 //! Three kinds of things live here:
 //!
 //! * **Wire structures** ([`Sqe`], [`Cqe`], [`fabrics::ConnectData`], everything in [`identify`],
-//!   [`log`] and [`tcp`]): bytes exactly as they travel, little-endian fields, no alignment, read
+//!   [`log`], [`tcp`] and [`rdma`]): bytes exactly as they travel, little-endian fields, no alignment, read
 //!   and written in place through `zerocopy`. Size and offsets are asserted at compile time beside
 //!   each.
 //! * **Typed commands** ([`admin::Command`], [`io::Command`], [`fabrics::Command`]): what an SQE
@@ -32,6 +32,7 @@ pub mod identify;
 pub mod io;
 pub mod log;
 pub mod nqn;
+pub mod rdma;
 pub mod register;
 pub mod sgl;
 pub mod status;
