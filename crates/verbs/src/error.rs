@@ -49,6 +49,9 @@ pub enum VerbsError {
         /// How many fit.
         room: usize,
     },
+    /// There is no memory to be registered.
+    #[error(transparent)]
+    Memory(#[from] memory::MemoryError),
     /// The call does not fit what it was called on.
     #[error("{0}")]
     Misuse(&'static str),

@@ -10,6 +10,8 @@
 //!      │          ├── CompletionChannel ── CompletionQueue                 (polled by its reactor)
 //!      │          └── AsyncEvent
 //!      └── EventChannel ── Connection, Event                              (the manager's thread)
+//!
+//!   Endpoint: one each of domain, arena, completion queue and work queue, which move between threads as one (a host's queue)
 //! ```
 //!
 //! # One set of calls, two providers
@@ -49,6 +51,7 @@ mod completion;
 mod connection;
 mod device;
 mod domain;
+pub mod endpoint;
 mod error;
 mod event;
 mod library;
@@ -64,6 +67,7 @@ pub use completion::{Completion, CompletionChannel, CompletionQueue, Status};
 pub use connection::{Connection, EventChannel, Parameters};
 pub use device::{AsyncEvent, Device, DeviceAttributes, PortAttributes};
 pub use domain::Domain;
+pub use endpoint::Endpoint;
 pub use error::{OpenError, VerbsError};
 pub use event::{
     ConnectionId, Event, Kind, PrivateData, REJECTED_BY_CONSUMER, REJECTED_NOBODY_LISTENS, Wishes,

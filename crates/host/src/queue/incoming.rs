@@ -4,6 +4,7 @@
 //! Data of a read is copied once, from the input buffer to the slot, if it arrived together with other PDUs; the rest of a
 //! PDU whose beginning is known is read straight into the slot. What a PDU means is the [`Machine`](super::Machine)'s concern.
 
+use super::data::Data;
 use super::slots::{SlotId, Slots};
 use super::violation::Violation;
 use crate::error::ProtocolError;
@@ -87,10 +88,10 @@ impl Incoming {
     }
 
     /// Where the next bytes of the stream belong: first, if not empty, a part of a slot, then the buffer.
-    pub(crate) fn space<'a>(&'a mut self, slots: &'a mut Slots) -> (&'a mut [u8], &'a mut [u8]) {
+    pub(crate) fn space<'a>(&'a mut self, data: &'a mut Data) -> (&'a mut [u8], &'a mut [u8]) {
         let direct: &mut [u8] = match self.payload {
             Some(payload) if payload.direct() > 0 => {
-                slots.part_mut(payload.slot, payload.offset + payload.got, payload.direct())
+                data.part_mut(payload.slot, payload.offset + payload.got, payload.direct())
             }
             _ => &mut [],
         };
@@ -122,10 +123,11 @@ impl Incoming {
         &mut self,
         rules: &Rules,
         slots: &mut Slots,
+        data: &mut Data,
     ) -> Result<Option<Arrival>, Violation> {
         match self.payload {
             None => Ok(self.header(rules)?.map(Arrival::Header)),
-            Some(payload) => Ok(self.take_payload(payload, slots).map(Arrival::Payload)),
+            Some(payload) => Ok(self.take_payload(payload, slots, data).map(Arrival::Payload)),
         }
     }
 
@@ -170,20 +172,25 @@ impl Incoming {
     }
 
     /// Takes in the part of a PDU's data that is here. The payload, if that was all of it.
-    fn take_payload(&mut self, mut payload: Payload, slots: &mut Slots) -> Option<Payload> {
+    fn take_payload(
+        &mut self,
+        mut payload: Payload,
+        slots: &mut Slots,
+        data: &mut Data,
+    ) -> Option<Payload> {
         let input = self.input.get(self.start..self.end).unwrap_or_default();
         let skipped = payload.padding.min(u32::try_from(input.len()).unwrap_or(u32::MAX));
         let (_, input) = input.split_at(usize::try_from(skipped).unwrap_or(0));
         payload.padding -= skipped;
 
         let here = payload.rest().min(u32::try_from(input.len()).unwrap_or(u32::MAX));
-        let (data, input) = input.split_at(usize::try_from(here).unwrap_or(0));
-        let place = slots.part_mut(payload.slot, payload.offset + payload.got, here);
-        if place.len() == data.len() {
-            place.copy_from_slice(data);
+        let (bytes, input) = input.split_at(usize::try_from(here).unwrap_or(0));
+        let place = data.part_mut(payload.slot, payload.offset + payload.got, here);
+        if place.len() == bytes.len() {
+            place.copy_from_slice(bytes);
         }
         payload.got += here;
-        self.start += data.len() + usize::try_from(skipped).unwrap_or(0);
+        self.start += bytes.len() + usize::try_from(skipped).unwrap_or(0);
         self.payload = Some(payload);
         if payload.rest() > 0 || payload.padding > 0 {
             return None;
@@ -191,7 +198,7 @@ impl Incoming {
         if payload.digest {
             let digest = input.first_chunk::<4>()?;
             self.start += digest.len();
-            let whole = slots.part_mut(payload.slot, payload.offset, payload.length);
+            let whole = data.part_mut(payload.slot, payload.offset, payload.length);
             // A data digest error concerns one command, not the connection (NVMe/TCP, section 3.5.2).
             if crc32c(whole) != u32::from_le_bytes(*digest)
                 && let Some((_, state)) = slots.find(payload.cid)

@@ -11,6 +11,7 @@
 //! queue has room for, a command the controller has not yet consumed is outstanding, so the submission queue cannot
 //! overflow whatever SQHD says. This is also why a controller may answer with the success flag, which carries no SQHD.
 
+use super::data::Data;
 use super::incoming::{Arrival, Incoming, Payload};
 use super::outgoing::Outgoing;
 use super::slots::{Completion, SlotId, Slots, Transfer};
@@ -56,6 +57,7 @@ enum Stage {
 #[derive(Debug)]
 pub struct Machine {
     slots: Slots,
+    data: Data,
     outgoing: Outgoing,
     incoming: Incoming,
     stage: Stage,
@@ -72,17 +74,19 @@ impl Machine {
     /// A machine that has its ICReq ready to send. The error is that there is no memory for its slots.
     pub fn new(settings: Settings) -> Result<Self, TryReserveError> {
         let slot_bytes = usize::try_from(settings.slot_bytes).unwrap_or(usize::MAX);
-        let slots = Slots::new(settings.depth, slot_bytes)?;
+        let slots = Slots::new(settings.depth, slot_bytes);
         let mut digests = DigestFlags::empty();
         digests.set(DigestFlags::HEADER, settings.header_digest);
         digests.set(DigestFlags::DATA, settings.data_digest);
         // Per command: one capsule header, one H2CData header, two digests each.
         let depth = slots.depth();
+        let data = Data::new(depth, slot_bytes)?;
         let mut outgoing =
             Outgoing::with_capacity(depth * 128 + IcReq::default().as_bytes().len(), depth * 4);
         outgoing.stage(IcReq::new(0, digests, 0).as_bytes());
         Ok(Self {
             slots,
+            data,
             outgoing,
             incoming: Incoming::new(depth, slot_bytes),
             stage: Stage::Greeting,
@@ -127,12 +131,12 @@ impl Machine {
 
     /// The memory of a slot: what a read brought.
     pub fn data(&self, slot: SlotId) -> &[u8] {
-        self.slots.data(slot)
+        self.data.of(slot)
     }
 
     /// The memory of a reserved slot: what a write will send. Empty while a command is using the slot.
     pub fn data_mut(&mut self, slot: SlotId) -> &mut [u8] {
-        self.slots.reserved_data_mut(slot)
+        if self.slots.is_reserved(slot) { self.data.of_mut(slot) } else { &mut [] }
     }
 
     /// The next command that ended.
@@ -175,7 +179,8 @@ impl Machine {
             if let Some((_, state)) = self.slots.find(cid) {
                 state.moved = in_capsule;
             }
-            self.outgoing.data(&mut self.slots, slot, 0, in_capsule, self.rules.data_digest);
+            let memory = (&mut self.slots, &mut self.data);
+            self.outgoing.data(memory, slot, 0, in_capsule, self.rules.data_digest);
         }
         Ok(())
     }
@@ -192,7 +197,7 @@ impl Machine {
 
     /// The first bytes to send, as slices; how many.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        self.outgoing.slices(&self.slots, slices)
+        self.outgoing.slices(&self.data, slices)
     }
 
     /// The first `count` bytes of what was to be sent have been.
@@ -202,7 +207,7 @@ impl Machine {
 
     /// Where the next bytes of the stream belong: the first part (which may be empty) must be filled before any goes into the second.
     pub fn space(&mut self) -> (&mut [u8], &mut [u8]) {
-        self.incoming.space(&mut self.slots)
+        self.incoming.space(&mut self.data)
     }
 
     /// `count` bytes were put where [`Machine::space`] said. After an error the connection is over: send what is still to be
@@ -220,7 +225,7 @@ impl Machine {
 
     /// Takes in one PDU's header, or the part of its data that is here. False: more bytes are needed.
     fn step(&mut self) -> Result<bool, Violation> {
-        match self.incoming.next(&self.rules, &mut self.slots)? {
+        match self.incoming.next(&self.rules, &mut self.slots, &mut self.data)? {
             None => return Ok(false),
             Some(Arrival::Header(layout)) => {
                 let payload = self.pdu(&layout)?;
@@ -394,7 +399,8 @@ impl Machine {
             flags.set(Flags::LAST, at + piece == end);
             let header = H2cData::new(cid, pdu.ttag.get(), at, piece, flags, self.cpda);
             self.outgoing.header(header.header, header.as_bytes());
-            self.outgoing.data(&mut self.slots, slot, at, piece, self.rules.data_digest);
+            let memory = (&mut self.slots, &mut self.data);
+            self.outgoing.data(memory, slot, at, piece, self.rules.data_digest);
             at += piece;
         }
         Ok(None)

@@ -5,6 +5,7 @@
 //! each that follows, [`Queue::flush`]; that is one receiving and one sending system call for all of them. A queue belongs
 //! to one thread at a time and may be sent to another.
 
+mod data;
 mod incoming;
 mod machine;
 mod outgoing;

@@ -4,6 +4,7 @@
 //! Headers of commands without data follow one another in the staging buffer, so a batch of reads is one slice and
 //! one `send`. Nothing is allocated once both containers have grown to what the depth of the queue asks for.
 
+use super::data::Data;
 use super::slots::{SlotId, Slots};
 use nvme::tcp::{CommonHeader, Flags, crc32c};
 use std::collections::VecDeque;
@@ -80,13 +81,13 @@ impl Outgoing {
     /// Appends part of the data of a slot, which must hold it until it is sent; with its digest, if asked for.
     pub(crate) fn data(
         &mut self,
-        slots: &mut Slots,
+        (slots, data): (&mut Slots, &mut Data),
         slot: SlotId,
         offset: u32,
         length: u32,
         digest: bool,
     ) {
-        let digest = digest.then(|| crc32c(slots.part_mut(slot, offset, length)).to_le_bytes());
+        let digest = digest.then(|| crc32c(data.part_mut(slot, offset, length)).to_le_bytes());
         slots.data_queued(slot);
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         let length = usize::try_from(length).unwrap_or(usize::MAX);
@@ -103,12 +104,12 @@ impl Outgoing {
     }
 
     /// Fills `slices` with the first bytes to send and says how many slices that are.
-    pub(crate) fn slices<'a>(&'a self, slots: &'a Slots, slices: &mut [IoSlice<'a>]) -> usize {
+    pub(crate) fn slices<'a>(&'a self, data: &'a Data, slices: &mut [IoSlice<'a>]) -> usize {
         let mut count = 0;
         for (slice, segment) in slices.iter_mut().zip(&self.segments) {
             let whole = match segment.source {
                 Source::Staged => self.staged.as_slice(),
-                Source::Slot(slot) => slots.data(slot),
+                Source::Slot(slot) => data.of(slot),
             };
             let end = segment.offset + segment.length;
             *slice = IoSlice::new(whole.get(segment.offset..end).unwrap_or_default());

@@ -1,11 +1,12 @@
-//! The slots of a queue: one per command that may be outstanding, each with its own piece of memory for data.
+//! The slots of a queue: one per command that may be outstanding. Each has its own piece of memory for data, which is the
+//! transport's to keep.
 //!
 //! A command identifier is the number of its slot and a small count that advances with every use of the slot, so that a
 //! completion which comes twice, or late, is recognised instead of ending the slot's next command.
 
 use crate::error::RequestError;
 use nvme::Cqe;
-use std::collections::{TryReserveError, VecDeque};
+use std::collections::VecDeque;
 
 /// Bits of a command identifier that name the slot.
 const SLOT_BITS: u32 = 12;
@@ -85,21 +86,19 @@ pub(crate) struct Slot {
     cqe: Cqe,
 }
 
-/// All slots of a queue with their data.
+/// All slots of a queue.
 #[derive(Debug)]
 pub(crate) struct Slots {
     table: Box<[Slot]>,
     free: Vec<u16>,
-    data: Box<[u8]>,
     slot_bytes: usize,
     completions: VecDeque<Completion>,
     outstanding: usize,
 }
 
 impl Slots {
-    /// `depth` slots, cut to [`DEPTH_MAX`], of `slot_bytes` each. Their data is what a queue needs most memory for: not to have
-    /// it is an error.
-    pub(crate) fn new(depth: u16, slot_bytes: usize) -> Result<Self, TryReserveError> {
+    /// `depth` slots, cut to [`DEPTH_MAX`], for commands of at most `slot_bytes` of data each.
+    pub(crate) fn new(depth: u16, slot_bytes: usize) -> Self {
         let depth = depth.clamp(1, DEPTH_MAX);
         let empty = Slot {
             state: State::Free,
@@ -110,18 +109,13 @@ impl Slots {
             usage: 0,
             cqe: Cqe::default(),
         };
-        let bytes = usize::from(depth).saturating_mul(slot_bytes);
-        let mut data = Vec::new();
-        data.try_reserve_exact(bytes)?;
-        data.resize(bytes, 0);
-        Ok(Self {
+        Self {
             table: vec![empty; usize::from(depth)].into(),
             free: (0..depth).rev().collect(),
-            data: data.into(),
             slot_bytes,
             completions: VecDeque::with_capacity(usize::from(depth)),
             outstanding: 0,
-        })
+        }
     }
 
     pub(crate) fn depth(&self) -> usize {
@@ -149,32 +143,9 @@ impl Slots {
         }
     }
 
-    /// The memory of a slot.
-    pub(crate) fn data(&self, id: SlotId) -> &[u8] {
-        let start = id.index() * self.slot_bytes;
-        self.data.get(start..start + self.slot_bytes).unwrap_or_default()
-    }
-
-    /// The memory of a slot that is the caller's; empty while a command is using it.
-    pub(crate) fn reserved_data_mut(&mut self, id: SlotId) -> &mut [u8] {
-        match self.table.get(id.index()) {
-            Some(Slot { state: State::Reserved, .. }) => self.data_mut(id),
-            _ => &mut [],
-        }
-    }
-
-    fn data_mut(&mut self, id: SlotId) -> &mut [u8] {
-        let start = id.index() * self.slot_bytes;
-        self.data.get_mut(start..start + self.slot_bytes).unwrap_or_default()
-    }
-
-    /// Part of the memory of a slot, empty if there is no such part.
-    pub(crate) fn part_mut(&mut self, id: SlotId, offset: u32, length: u32) -> &mut [u8] {
-        let range = usize::try_from(offset)
-            .ok()
-            .zip(usize::try_from(length).ok())
-            .and_then(|(offset, length)| Some(offset..offset.checked_add(length)?));
-        range.and_then(|range| self.data_mut(id).get_mut(range)).unwrap_or_default()
+    /// Whether the slot is the caller's.
+    pub(crate) fn is_reserved(&self, id: SlotId) -> bool {
+        matches!(self.table.get(id.index()), Some(Slot { state: State::Reserved, .. }))
     }
 
     /// Takes a reserved slot for a command and returns the command identifier.
