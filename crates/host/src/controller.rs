@@ -8,6 +8,7 @@
 use crate::error::HostError;
 use crate::identity::HostIdentity;
 use crate::queue::{Completion, Queue, Settings, SlotId, Transfer, deadline_after};
+use nvme::address::TransportType;
 use nvme::admin::{self, GetFeatures, GetLogPage, Identify, SetFeatures};
 use nvme::event::Event;
 use nvme::fabrics::{
@@ -16,9 +17,10 @@ use nvme::fabrics::{
 };
 use nvme::feature::{Feature, NumberOfQueues};
 use nvme::identify::{
-    Cns, IdentifyController, IdentifyNamespace, NAMESPACE_LIST_MAX, NamespaceList,
+    Cns, IdentifyController, IdentifyNamespace, NAMESPACE_LIST_MAX, NamespaceList, SglSupport,
 };
 use nvme::log::{DiscoveryEntry, DiscoveryHeader, LogPage};
+use nvme::rdma::{ADMIN_QUEUE_SIZE, Request};
 use nvme::register::{
     Capabilities, Configuration, ControllerStatus, Property, ShutdownNotification, ShutdownStatus,
     Version,
@@ -26,10 +28,11 @@ use nvme::register::{
 use nvme::{Cqe, Nqn, Sqe, Status};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+use verbs::Library;
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Entries of the admin submission queue: what every controller has.
-const ADMIN_ENTRIES: u16 = 32;
+const ADMIN_ENTRIES: u16 = ADMIN_QUEUE_SIZE;
 /// Bytes that one admin command moves at most; longer logs are read in pieces of this size.
 const ADMIN_BYTES: u32 = 8192;
 /// Data of a Connect command.
@@ -44,15 +47,19 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(5);
 /// To which controller, and as whom.
 #[derive(Debug, Clone)]
 pub struct ConnectOptions {
+    /// How: TCP or RDMA.
+    pub transport: TransportType,
+    /// The libraries that RDMA needs; `None`: those of this machine.
+    pub rdma: Option<Library>,
     /// Address of the subsystem's listener.
     pub address: SocketAddr,
     /// The subsystem.
     pub subsystem: Nqn,
     /// Who asks.
     pub host: HostIdentity,
-    /// Ask for header digests.
+    /// Ask for header digests (TCP).
     pub header_digest: bool,
-    /// Ask for data digests.
+    /// Ask for data digests (TCP).
     pub data_digest: bool,
     /// Ask the controller not to keep SQHD.
     pub disable_sq_flow_control: bool,
@@ -63,9 +70,11 @@ pub struct ConnectOptions {
 }
 
 impl ConnectOptions {
-    /// No digests, flow control on, Keep Alive within 15 s, 10 s for each step.
+    /// Over TCP, no digests, flow control on, Keep Alive within 15 s, 10 s for each step.
     pub fn new(address: SocketAddr, subsystem: Nqn, host: HostIdentity) -> Self {
         Self {
+            transport: TransportType::Tcp,
+            rdma: None,
             address,
             subsystem,
             host,
@@ -91,7 +100,10 @@ pub struct Controller {
 
 impl Controller {
     /// Connects, enables the controller and identifies it.
-    pub fn connect(options: ConnectOptions) -> Result<Self, HostError> {
+    pub fn connect(mut options: ConnectOptions) -> Result<Self, HostError> {
+        if options.transport == TransportType::Rdma && options.rdma.is_none() {
+            options.rdma = Some(Library::open()?);
+        }
         let settings = Settings {
             // One entry of a submission queue stays empty.
             depth: ADMIN_ENTRIES - 1,
@@ -100,7 +112,7 @@ impl Controller {
             header_digest: options.header_digest,
             data_digest: options.data_digest,
         };
-        let mut queue = Queue::connect(options.address, settings, options.timeout)?;
+        let mut queue = open_transport(&options, settings, Request::new(0, ADMIN_ENTRIES, 0))?;
         let result = connect_queue(&mut queue, &options, 0, ADMIN_ENTRIES - 1, CNTLID_DYNAMIC)?;
         if result.authreq.ascr || result.authreq.atr {
             return Err(HostError::Unsupported {
@@ -124,6 +136,14 @@ impl Controller {
         let mut data = std::mem::take(&mut controller.data);
         controller.identify(Identify::new(Cns::Controller), 0, data.as_mut_bytes())?;
         controller.data = data;
+        if controller.options.transport == TransportType::Rdma
+            && !controller.sgl_support().contains(SglSupport::KEYED)
+        {
+            return Err(HostError::Unsupported {
+                address: controller.address(),
+                what: String::from("takes no keyed SGL descriptors, which RDMA needs"),
+            });
+        }
         Ok(controller)
     }
 
@@ -170,7 +190,17 @@ impl Controller {
 
     /// Most bytes of data that the capsule of an I/O command carries.
     pub fn in_capsule(&self) -> u32 {
-        self.data.ioccsz.get().saturating_mul(16).saturating_sub(64)
+        let whole = self.data.ioccsz.get().saturating_mul(16).saturating_sub(64);
+        if self.options.transport == TransportType::Tcp {
+            return whole;
+        }
+        // Over RDMA not every controller takes any, and where it is to begin later this host sends none.
+        let takes = self.sgl_support().contains(SglSupport::OFFSET) && self.data.icdoff.get() == 0;
+        if takes { whole } else { 0 }
+    }
+
+    fn sgl_support(&self) -> SglSupport {
+        SglSupport::from_bits_truncate(self.data.sgls.get())
     }
 
     /// Sets CC.EN and waits for CSTS.RDY.
@@ -288,7 +318,8 @@ impl Controller {
             header_digest: self.options.header_digest,
             data_digest: self.options.data_digest,
         };
-        let mut queue = Queue::connect(self.address(), settings, self.options.timeout)?;
+        let request = Request::new(qid, sqsize.saturating_add(1), self.cntlid);
+        let mut queue = open_transport(&options, settings, request)?;
         connect_queue(&mut queue, &options, qid, sqsize, self.cntlid)?;
         Ok(queue)
     }
@@ -506,6 +537,22 @@ impl Controller {
             }
             other => other,
         }
+    }
+}
+
+/// Makes the connection of a queue. `request` says over RDMA what the Connect command will say.
+fn open_transport(
+    options: &ConnectOptions,
+    settings: Settings,
+    request: Request,
+) -> Result<Queue, HostError> {
+    let (address, timeout) = (options.address, options.timeout);
+    match (options.transport, &options.rdma) {
+        (TransportType::Tcp, _) => Queue::connect(address, settings, timeout),
+        (TransportType::Rdma, Some(library)) => {
+            Queue::connect_rdma(library, address, settings, request, timeout)
+        }
+        (other, _) => Err(HostError::Transport(other)),
     }
 }
 

@@ -1,18 +1,21 @@
 //! What can go wrong between this host and a controller. Every message is one line that names the
 //! address or the subsystem and, where there is one, the remedy; it leaves the cause to its source.
 
+use nvme::address::TransportType;
 use nvme::fabrics::ConnectField;
+use nvme::rdma::RejectStatus;
 use nvme::tcp::{FatalErrorStatus, HeaderError, PduType};
 use nvme::{Nqn, Status};
 use rustix::io::Errno;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
+use verbs::{OpenError, VerbsError};
 
 /// A failure of a connection, of a queue, or of a command that had to succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// No TCP connection came about.
+    /// No connection came about.
     #[error("{}", unreachable_text(*.address, .source))]
     Unreachable {
         /// Where to.
@@ -45,7 +48,7 @@ pub enum HostError {
         during: &'static str,
     },
     /// Something was not answered in time.
-    #[error("{address} did not answer {what} within {} s: check the target, or that it speaks NVMe/TCP on this port", .after.as_secs_f64())]
+    #[error("{address} did not answer {what} within {} s: check the target, or with -t that it speaks this transport on this port", .after.as_secs_f64())]
     Timeout {
         /// The peer.
         address: SocketAddr,
@@ -54,7 +57,7 @@ pub enum HostError {
         /// For how long.
         after: Duration,
     },
-    /// What came over the connection is not what NVMe/TCP allows; the queue is dead.
+    /// What came over the connection is not what the transport allows; the queue is dead.
     #[error("protocol error on the connection to {address}")]
     Protocol {
         /// The peer.
@@ -69,6 +72,52 @@ pub enum HostError {
         address: SocketAddr,
         /// What was wrong with the first bytes.
         source: ProtocolError,
+    },
+    /// A transport that this host does not speak.
+    #[error("no connection over {0}: give tcp or rdma with -t")]
+    Transport(TransportType),
+    /// This machine has no RDMA libraries.
+    #[error(transparent)]
+    NoRdma(#[from] OpenError),
+    /// The device or the kernel failed an RDMA connection.
+    #[error("{}", rdma_text(*.address, .source))]
+    Rdma {
+        /// The peer.
+        address: SocketAddr,
+        /// What was called, and what it said.
+        source: VerbsError,
+    },
+    /// The controller rejected the RDMA connection of a queue.
+    #[error("{}", rejected_text(*.address, *.queue, *.status))]
+    Rejected {
+        /// The peer.
+        address: SocketAddr,
+        /// The queue asked for; 0 is the admin queue.
+        queue: u16,
+        /// Its reason, or a code that is unknown here.
+        status: Result<RejectStatus, u16>,
+    },
+    /// Something between rejected the RDMA connection of a queue, or a peer that gave no reason of NVMe/RDMA's.
+    #[error(
+        "{address} rejected the RDMA connection of the {} (reason {reason} of InfiniBand's): check the network, and that it speaks NVMe/RDMA on this port", queue_name(*.queue)
+    )]
+    NotConnected {
+        /// The peer.
+        address: SocketAddr,
+        /// The queue asked for.
+        queue: u16,
+        /// The connection manager's reason.
+        reason: i32,
+    },
+    /// An RDMA connection broke.
+    #[error(
+        "RDMA connection to {address} broke ({reason}): check the network, and the log of the target"
+    )]
+    Broken {
+        /// The peer.
+        address: SocketAddr,
+        /// How.
+        reason: &'static str,
     },
     /// The subsystem refused the Connect command of a queue.
     #[error("{}", refused_text(*.address, .subsystem, .host, *.queue, *.status, *.result))]
@@ -159,6 +208,14 @@ pub enum RequestError {
         /// Bytes of a slot.
         limit: usize,
     },
+    /// More data than one piece of registered memory holds.
+    #[error("commands of {asked} bytes do not go over RDMA here, {limit} at most do: lower --bs")]
+    SlotTooLong {
+        /// Bytes asked for.
+        asked: usize,
+        /// Bytes of a slot at most.
+        limit: usize,
+    },
     /// A slot that is not reserved, or whose command is still outstanding.
     #[error("slot {0} is not reserved")]
     Slot(u16),
@@ -167,7 +224,7 @@ pub enum RequestError {
     Ended,
 }
 
-/// What a peer did that NVMe/TCP does not allow, or the end that it announced.
+/// What a peer did that the transport does not allow, or the end that it announced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
     /// The peer ended the connection with a C2HTermReq.
@@ -221,6 +278,21 @@ pub enum ProtocolError {
         /// Length in the PDU.
         length: u32,
     },
+    /// The private data of an accepted RDMA connection is not NVMe/RDMA's.
+    #[error("the connection was accepted with private data that is not of NVMe/RDMA")]
+    AcceptFormat,
+    /// A message that is no response capsule.
+    #[error("a response capsule of {length} bytes")]
+    ResponseLength {
+        /// Its bytes.
+        length: usize,
+    },
+    /// A response capsule that names a command which is not outstanding.
+    #[error("a response names command {cid:#06x}, which is not outstanding")]
+    UnknownResponse {
+        /// The command identifier.
+        cid: u16,
+    },
     /// A command was reported successful without all of its data.
     #[error("command {cid:#06x} succeeded with {moved} of {expected} bytes moved")]
     Short {
@@ -239,6 +311,11 @@ fn unreachable_text(address: SocketAddr, source: &io::Error) -> String {
             "no descriptor is left for a connection to {address}, lower --numjobs or --connections, or raise the limit on open files (ulimit -n)"
         );
     }
+    if matches!(Errno::from_io_error(source), Some(Errno::NODEV | Errno::ADDRNOTAVAIL)) {
+        return format!(
+            "no RDMA device of this machine leads to {address}: check -a, and with rdma link what devices there are (docs/rdma.md)"
+        );
+    }
     match source.kind() {
         io::ErrorKind::ConnectionRefused => format!(
             "nothing listens on {address}: start the target (tidegate serve --config FILE) or check -a and -s"
@@ -250,6 +327,54 @@ fn unreachable_text(address: SocketAddr, source: &io::Error) -> String {
     }
 }
 
+fn queue_name(queue: u16) -> String {
+    if queue == 0 { String::from("admin queue") } else { format!("I/O queue {queue}") }
+}
+
+fn rdma_text(address: SocketAddr, source: &VerbsError) -> String {
+    match source {
+        VerbsError::Call { call: "rdma_create_event_channel", .. } => String::from(
+            "the kernel manages no RDMA connections: load its module (modprobe rdma_ucm)",
+        ),
+        VerbsError::Call { call: "ibv_reg_mr", .. } => format!(
+            "memory for a queue of {address} cannot be registered: raise the limit on locked memory (ulimit -l), or lower --iodepth or --bs"
+        ),
+        VerbsError::Call { call: "ibv_create_qp" | "ibv_create_cq", .. } => format!(
+            "the RDMA device that leads to {address} has no room for such a queue: lower --iodepth, --numjobs or --connections"
+        ),
+        _ => format!("RDMA connection to {address} failed"),
+    }
+}
+
+fn rejected_text(address: SocketAddr, queue: u16, status: Result<RejectStatus, u16>) -> String {
+    let reason = match status {
+        Ok(status) => status.to_string(),
+        Err(code) => format!("status {code}"),
+    };
+    let remedy = match status {
+        Ok(RejectStatus::InvalidLength | RejectStatus::InvalidRecordFormat) => {
+            "it speaks another version of NVMe/RDMA, update the older of the two ends"
+        }
+        Ok(RejectStatus::InvalidQueueId) => {
+            "it allows fewer queues, lower --numjobs or --connections"
+        }
+        Ok(RejectStatus::InvalidHsqsize | RejectStatus::InvalidHrqsize) => {
+            "it allows fewer commands per queue, lower --iodepth"
+        }
+        Ok(RejectStatus::NoResources) => {
+            "it has no room for another queue, lower --connections or --iodepth, disconnect a host, or raise its limits"
+        }
+        Ok(RejectStatus::InvalidIrd | RejectStatus::InvalidOrd) => {
+            "it objects to how many RDMA reads this end's device answers, connect through another device"
+        }
+        Err(_) => "see the log of the target",
+    };
+    format!(
+        "{address} rejected the RDMA connection of the {} ({reason}): {remedy}",
+        queue_name(queue)
+    )
+}
+
 fn refused_text(
     address: SocketAddr,
     subsystem: &Nqn,
@@ -258,7 +383,7 @@ fn refused_text(
     status: Status,
     result: u32,
 ) -> String {
-    let which = if queue == 0 { String::from("admin queue") } else { format!("I/O queue {queue}") };
+    let which = queue_name(queue);
     let remedy = if status.same_code(Status::CONNECT_INVALID_HOST) {
         format!("{host} is not on its list of hosts: allow it there, or pass another host with -q")
     } else if status.same_code(Status::CONNECT_INVALID_PARAMETERS) {

@@ -18,7 +18,7 @@ pub struct SystemCalls {
     pub receive_empty: u64,
     /// Calls that sent bytes.
     pub send: u64,
-    /// Calls that slept.
+    /// Calls that slept, and those that only make sleeping possible.
     pub wait: u64,
 }
 

@@ -1,10 +1,12 @@
 //! To which subsystem, and as whom: the flags that `discover`, `identify` and `perf` share, named as nvme-cli's.
 
 use crate::config::quantity::Time;
-use anyhow::Context;
+use crate::failure::WrongInvocation;
+use anyhow::{Context, ensure};
 use clap::Args;
 use host::{ConnectOptions, HostError, HostIdentity};
-use nvme::{HostId, Nqn, address};
+use nvme::address::{PORT_IO, TransportType};
+use nvme::{HostId, Nqn};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
 use std::time::Duration;
@@ -14,6 +16,17 @@ use std::time::Duration;
 pub(crate) enum Transport {
     /// NVMe/TCP.
     Tcp,
+    /// NVMe/RDMA.
+    Rdma,
+}
+
+impl From<Transport> for TransportType {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Tcp => Self::Tcp,
+            Transport::Rdma => Self::Rdma,
+        }
+    }
 }
 
 /// Address of a subsystem and identity of this host.
@@ -40,11 +53,11 @@ pub(crate) struct ConnectionArgs {
     #[arg(short = 'I', long, value_name = "HOSTID")]
     hostid: Option<HostId>,
 
-    /// Protect PDU headers by a digest
+    /// Protect PDU headers by a digest (tcp)
     #[arg(short = 'g', long)]
     hdr_digest: bool,
 
-    /// Protect data by a digest
+    /// Protect data by a digest (tcp)
     #[arg(short = 'G', long)]
     data_digest: bool,
 
@@ -64,9 +77,13 @@ pub(crate) struct ConnectionArgs {
 impl ConnectionArgs {
     /// What to connect to `subsystem` with, at each address that the name stands for.
     pub(crate) fn options(&self, subsystem: &Nqn) -> anyhow::Result<ConnectOptions> {
-        let Transport::Tcp = self.transport;
+        ensure!(
+            self.transport == Transport::Tcp || !(self.hdr_digest || self.data_digest),
+            WrongInvocation(String::from("--hdr-digest and --data-digest go with -t tcp only: RDMA has checks of its own"))
+        );
         let host = HostIdentity::resolve(self.hostnqn.clone(), self.hostid)?;
         let mut options = ConnectOptions::new(self.address()?, subsystem.clone(), host);
+        options.transport = self.transport.into();
         options.header_digest = self.hdr_digest;
         options.data_digest = self.data_digest;
         options.disable_sq_flow_control = self.disable_sqflow;
@@ -76,7 +93,7 @@ impl ConnectionArgs {
     }
 
     fn address(&self) -> anyhow::Result<SocketAddr> {
-        let port = self.trsvcid.unwrap_or(address::PORT_IO);
+        let port = self.trsvcid.unwrap_or(PORT_IO);
         let name = self.traddr.trim_start_matches('[').trim_end_matches(']');
         (name, port)
             .to_socket_addrs()

@@ -1,4 +1,4 @@
-//! `tidegate perf`: load on a namespace of any NVMe/TCP target, and what came of it.
+//! `tidegate perf`: load on a namespace of any NVMe/TCP or NVMe/RDMA target, and what came of it.
 //!
 //! The main thread holds the controller (keep alive, progress line, signals); each job is a thread with connections of
 //! its own (`job`). What is done is `workload`'s to say, what a verified block looks like `pattern`'s, which generation it must
@@ -503,6 +503,7 @@ impl Progress {
 mod tests {
     use super::*;
     use clap::Parser;
+    use nvme::address::TransportType;
 
     #[derive(Debug, Parser)]
     struct Only {
@@ -545,6 +546,21 @@ mod tests {
         assert_eq!(options.address, "[::1]:8009".parse().unwrap());
         assert_eq!(options.host.nqn.as_str(), "nqn.2014-08.org.example:h");
         assert!(options.header_digest && options.data_digest);
+    }
+
+    #[test]
+    fn the_transport_is_tcp_unless_it_is_rdma_which_has_no_digests() {
+        let transport = |line: &str| {
+            let args = parse(line).unwrap();
+            args.connection.options(&args.nqn).map(|options| options.transport)
+        };
+        let host = "-q nqn.2014-08.org.example:h -I 6b2a8a2e-3a1b-4f0e-9f7d-0a4c6f5b7c11";
+        assert_eq!(transport(host).unwrap(), TransportType::Tcp);
+        assert_eq!(transport(&format!("{host} -t rdma")).unwrap(), TransportType::Rdma);
+        for digest in ["-g", "-G"] {
+            let error = transport(&format!("{host} -t rdma {digest}")).unwrap_err();
+            assert!(error.is::<WrongInvocation>(), "{error}");
+        }
     }
 
     #[test]

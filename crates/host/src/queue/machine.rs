@@ -37,7 +37,8 @@ pub struct Settings {
     pub depth: u16,
     /// Bytes of data of one command at most.
     pub slot_bytes: u32,
-    /// Bytes of data that an I/O command's capsule may carry; beyond it data waits for R2T. Fabrics commands carry up to 8 KiB in any case.
+    /// Bytes of data that an I/O command's capsule may carry; beyond it the controller asks for data. Over TCP fabrics
+    /// commands carry up to 8 KiB in any case, over RDMA none.
     pub in_capsule: u32,
     /// Ask for header digests.
     pub header_digest: bool,
@@ -112,6 +113,14 @@ impl Machine {
     /// Most bytes of one H2CData that the controller takes (MAXH2CDATA).
     pub fn max_h2c_data(&self) -> u32 {
         self.max_h2c_data
+    }
+
+    pub(crate) fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    pub(crate) fn slots_mut(&mut self) -> &mut Slots {
+        &mut self.slots
     }
 
     /// Commands submitted and not completed.

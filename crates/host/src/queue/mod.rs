@@ -1,31 +1,33 @@
-//! A queue: a [`Machine`] and the socket it talks through.
+//! A queue: commands in, completions out, over whichever transport it was connected by.
 //!
-//! Nothing here blocks but [`Queue::connect`], [`Queue::call`] and [`Queue::wait`]. A turn of a caller with many
+//! Nothing here blocks but connecting, [`Queue::call`] and [`Queue::wait`]. A turn of a caller with many
 //! commands under way is: [`Queue::receive`], [`Queue::next_completion`] until there is none, [`Queue::submit`] for
-//! each that follows, [`Queue::flush`]; that is one receiving and one sending system call for all of them. A queue belongs
-//! to one thread at a time and may be sent to another.
+//! each that follows, [`Queue::flush`]; over TCP that is one receiving and one sending system call for all of them, over RDMA
+//! none. A queue belongs to one thread at a time and may be sent to another.
 
 mod data;
 mod incoming;
 mod machine;
 mod outgoing;
+mod rdma;
 mod slots;
+mod tcp;
 mod violation;
 
 pub use machine::{Machine, Settings};
 pub use slots::{Completion, DEPTH_MAX, SlotId, Transfer};
 
-use crate::error::{HostError, ProtocolError, RequestError};
-use crate::socket::{Socket, SystemCalls, sleep};
+use crate::error::{HostError, RequestError};
+use crate::socket::{SystemCalls, sleep};
 use nvme::Sqe;
-use std::io::IoSlice;
+use nvme::rdma::Request;
+use rdma::RdmaQueue;
+use rustix::event::PollFd;
+use slots::Slots;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-
-/// Slices handed to the kernel in one call at most.
-const SLICES: usize = 128;
-/// Slices of a call that sends one or two commands, or any number without data.
-const FEW_SLICES: usize = 4;
+use tcp::TcpQueue;
+use verbs::Library;
 
 /// When a wait that begins now ends. One that the clock cannot count ends in a century instead.
 pub(crate) fn deadline_after(timeout: Duration) -> Instant {
@@ -34,12 +36,15 @@ pub(crate) fn deadline_after(timeout: Duration) -> Instant {
     now.checked_add(timeout).or_else(|| now.checked_add(century)).unwrap_or(now)
 }
 
+#[derive(Debug)]
+enum Transport {
+    Tcp(Box<TcpQueue>),
+    Rdma(Box<RdmaQueue>),
+}
+
 /// See the module's description.
 #[derive(Debug)]
-pub struct Queue {
-    machine: Machine,
-    socket: Socket,
-}
+pub struct Queue(Transport);
 
 impl Queue {
     /// Connects a socket and exchanges ICReq and ICResp within `timeout`. The Connect command is the caller's
@@ -50,54 +55,94 @@ impl Queue {
         timeout: Duration,
     ) -> Result<Self, HostError> {
         let deadline = deadline_after(timeout);
-        let Settings { depth, slot_bytes, .. } = settings;
-        let machine =
-            Machine::new(settings).map_err(|_| HostError::Memory { depth, slot_bytes })?;
-        let mut queue = Self { machine, socket: Socket::connect(address, timeout)? };
-        while !queue.machine.is_open() {
+        let tcp = TcpQueue::connect(address, settings, timeout)?;
+        let mut queue = Self(Transport::Tcp(Box::new(tcp)));
+        while matches!(&queue.0, Transport::Tcp(tcp) if !tcp.machine.is_open()) {
             queue.turn_until(deadline, timeout, "the connection request (ICReq)")?;
         }
         Ok(queue)
     }
 
-    /// The controller's address.
-    pub fn peer(&self) -> SocketAddr {
-        self.socket.peer()
+    /// Makes an RDMA connection with `request` as its private data, within `timeout`. The Connect command is the
+    /// caller's. The queue has fewer slots than asked for if the controller cannot receive so many commands.
+    pub fn connect_rdma(
+        library: &Library,
+        address: SocketAddr,
+        settings: Settings,
+        request: Request,
+        timeout: Duration,
+    ) -> Result<Self, HostError> {
+        let rdma = RdmaQueue::connect(library, address, settings, request, timeout)?;
+        Ok(Self(Transport::Rdma(Box::new(rdma))))
     }
 
-    /// Digests that the controller granted: of headers, of data.
+    /// The controller's address.
+    pub fn peer(&self) -> SocketAddr {
+        match &self.0 {
+            Transport::Tcp(tcp) => tcp.socket.peer(),
+            Transport::Rdma(rdma) => rdma.peer(),
+        }
+    }
+
+    /// Digests that the controller granted: of headers, of data. RDMA has none, and needs none.
     pub fn digests(&self) -> (bool, bool) {
-        self.machine.digests()
+        match &self.0 {
+            Transport::Tcp(tcp) => tcp.machine.digests(),
+            Transport::Rdma(_) => (false, false),
+        }
     }
 
     /// System calls made so far.
     pub fn system_calls(&self) -> SystemCalls {
-        self.socket.calls
+        match &self.0 {
+            Transport::Tcp(tcp) => tcp.socket.calls,
+            Transport::Rdma(rdma) => rdma.calls,
+        }
+    }
+
+    fn slots(&self) -> &Slots {
+        match &self.0 {
+            Transport::Tcp(tcp) => tcp.machine.slots(),
+            Transport::Rdma(rdma) => &rdma.slots,
+        }
+    }
+
+    fn slots_mut(&mut self) -> &mut Slots {
+        match &mut self.0 {
+            Transport::Tcp(tcp) => tcp.machine.slots_mut(),
+            Transport::Rdma(rdma) => &mut rdma.slots,
+        }
     }
 
     /// Commands submitted and not completed.
     pub fn outstanding(&self) -> usize {
-        self.machine.outstanding()
+        self.slots().outstanding()
     }
 
     /// A free slot, now the caller's; `None` if all are in use.
     pub fn reserve(&mut self) -> Option<SlotId> {
-        self.machine.reserve()
+        self.slots_mut().reserve()
     }
 
     /// Gives a reserved slot back.
     pub fn release(&mut self, slot: SlotId) {
-        self.machine.release(slot);
+        self.slots_mut().release(slot);
     }
 
-    /// The memory of a slot: what a read brought.
+    /// The memory of a slot: what a read brought. Over RDMA empty while a command is using the slot.
     pub fn data(&self, slot: SlotId) -> &[u8] {
-        self.machine.data(slot)
+        match &self.0 {
+            Transport::Tcp(tcp) => tcp.machine.data(slot),
+            Transport::Rdma(rdma) => rdma.data(slot),
+        }
     }
 
     /// The memory of a reserved slot: what a write will send. Empty while a command is using the slot.
     pub fn data_mut(&mut self, slot: SlotId) -> &mut [u8] {
-        self.machine.data_mut(slot)
+        match &mut self.0 {
+            Transport::Tcp(tcp) => tcp.machine.data_mut(slot),
+            Transport::Rdma(rdma) => rdma.data_mut(slot),
+        }
     }
 
     /// Puts a command into a reserved slot; [`Queue::flush`] sends it. Command identifier and data pointer of `sqe`
@@ -108,72 +153,57 @@ impl Queue {
         sqe: Sqe,
         transfer: Transfer,
     ) -> Result<(), RequestError> {
-        self.machine.submit(slot, sqe, transfer)
+        match &mut self.0 {
+            Transport::Tcp(tcp) => tcp.machine.submit(slot, sqe, transfer),
+            Transport::Rdma(rdma) => rdma.submit(slot, sqe, transfer),
+        }
     }
 
     /// The next command that ended. Its slot is the caller's again.
     pub fn next_completion(&mut self) -> Option<Completion> {
-        self.machine.next_completion()
-    }
-
-    /// Sends what there is to send, with one system call, as far as the kernel takes it.
-    pub fn flush(&mut self) -> Result<(), HostError> {
-        match self.machine.slice_count() {
-            0 => Ok(()),
-            // An array as large as it may have to be costs more to prepare than a few commands to send.
-            1..=FEW_SLICES => self.send::<FEW_SLICES>(),
-            _ => self.send::<SLICES>(),
+        match &mut self.0 {
+            Transport::Tcp(tcp) => tcp.machine.next_completion(),
+            Transport::Rdma(rdma) => rdma.next_completion(),
         }
     }
 
-    fn send<const COUNT: usize>(&mut self) -> Result<(), HostError> {
-        let mut slices = [IoSlice::new(&[]); COUNT];
-        let count = self.machine.slices(&mut slices);
-        let sent = self.socket.send(slices.get(..count).unwrap_or_default())?;
-        self.machine.sent(sent);
-        Ok(())
+    fn take_completion(&mut self, slot: SlotId) -> Option<Completion> {
+        match &mut self.0 {
+            Transport::Tcp(tcp) => tcp.machine.take_completion(slot),
+            Transport::Rdma(rdma) => rdma.take_completion(slot),
+        }
+    }
+
+    /// Sends what there is to send, as far as the kernel or the device takes it.
+    pub fn flush(&mut self) -> Result<(), HostError> {
+        match &mut self.0 {
+            Transport::Tcp(tcp) => tcp.flush(),
+            Transport::Rdma(rdma) => rdma.flush(),
+        }
     }
 
     /// Whether [`Queue::flush`] has left something unsent.
     pub fn wants_to_send(&self) -> bool {
-        self.machine.wants_to_send()
+        match &self.0 {
+            Transport::Tcp(tcp) => tcp.machine.wants_to_send(),
+            Transport::Rdma(rdma) => rdma.wants_to_send(),
+        }
     }
 
-    /// Takes in what has arrived, with one system call. False: nothing has.
+    /// Takes in what has arrived. False: nothing has.
     pub fn receive(&mut self) -> Result<bool, HostError> {
-        let (first, second) = self.machine.space();
-        match self.socket.receive(first, second)? {
-            None => Ok(false),
-            Some(0) => Err(HostError::Closed {
-                address: self.peer(),
-                during: if self.machine.is_open() {
-                    "while commands were outstanding"
-                } else {
-                    "before it was initialised"
-                },
-            }),
-            Some(count) => {
-                let is_open = self.machine.is_open();
-                let Err(source) = self.machine.received(count) else {
-                    return Ok(true);
-                };
-                // The termination request; whether it arrives makes no difference any more.
-                let _ = self.flush();
-                let address = self.peer();
-                Err(match source {
-                    ProtocolError::Header(_) | ProtocolError::Sequence { .. } if !is_open => {
-                        HostError::NotNvme { address, source }
-                    }
-                    _ => HostError::Protocol { address, source },
-                })
-            }
+        match &mut self.0 {
+            Transport::Tcp(tcp) => tcp.receive(),
+            Transport::Rdma(rdma) => rdma.receive(),
         }
     }
 
     /// Sleeps until something arrives, or can be sent if there is something to send, at most `timeout`.
     pub fn wait(&mut self, timeout: Duration) -> Result<bool, HostError> {
-        let sending = self.machine.wants_to_send();
-        self.socket.wait(sending, timeout)
+        match &mut self.0 {
+            Transport::Tcp(tcp) => tcp.wait(timeout),
+            Transport::Rdma(rdma) => rdma.wait(timeout),
+        }
     }
 
     /// [`Queue::wait`] for several queues at once.
@@ -184,17 +214,45 @@ impl Queue {
         let Some(address) = queues.first().map(Self::peer) else {
             return Ok(false);
         };
-        let mut descriptors: Vec<_> = queues
-            .iter()
-            .map(|queue| queue.socket.interest(queue.machine.wants_to_send()))
-            .collect();
-        let woken = sleep(&mut descriptors, timeout)
-            .map_err(|source| HostError::Socket { address, source });
-        drop(descriptors);
-        if let Some(queue) = queues.first_mut() {
-            queue.socket.calls.wait += 1;
+        let mut ready = false;
+        for queue in &mut *queues {
+            if let Transport::Rdma(rdma) = &mut queue.0 {
+                ready |= rdma.prepare_to_sleep()?;
+            }
         }
-        woken
+        if ready {
+            return Ok(true);
+        }
+        let mut descriptors = Vec::new();
+        for queue in &*queues {
+            match &queue.0 {
+                Transport::Tcp(tcp) => {
+                    descriptors.push(tcp.socket.interest(tcp.machine.wants_to_send()));
+                }
+                Transport::Rdma(rdma) => descriptors.extend(rdma.interests()),
+            }
+        }
+        let woken = sleep(&mut descriptors, timeout)
+            .map_err(|source| HostError::Socket { address, source })?;
+        let is_ready = |descriptor: PollFd<'_>| !descriptor.revents().is_empty();
+        let ready: Vec<bool> = descriptors.into_iter().map(is_ready).collect();
+        let mut ready = ready.into_iter();
+        for (number, queue) in queues.iter_mut().enumerate() {
+            let calls = match &mut queue.0 {
+                Transport::Tcp(tcp) => {
+                    ready.next();
+                    &mut tcp.socket.calls
+                }
+                Transport::Rdma(rdma) => {
+                    let mut next = || ready.next().unwrap_or(false);
+                    rdma.woken([next(), next()])?;
+                    &mut rdma.calls
+                }
+            };
+            // One call for all of them.
+            calls.wait += u64::from(number == 0);
+        }
+        Ok(woken)
     }
 
     /// Submits a command in a reserved slot and waits for its end, at most `timeout`. Other commands that end meanwhile are kept
@@ -210,7 +268,7 @@ impl Queue {
         let deadline = deadline_after(timeout);
         self.submit(slot, sqe, transfer)?;
         loop {
-            if let Some(completion) = self.machine.take_completion(slot) {
+            if let Some(completion) = self.take_completion(slot) {
                 return Ok(completion);
             }
             self.turn_until(deadline, timeout, what)?;

@@ -1,7 +1,7 @@
 //! One job: a thread with its own connections, its own range of the namespace and its own figures.
 //!
-//! A turn of the loop is, for each connection: one `recv` for whatever has arrived, one reading of the clock, a
-//! completion and the next command for each I/O that ended, one `send` for all of them. Nothing is allocated, locked or
+//! A turn of the loop is, for each connection: one look (over TCP a `recv`) for whatever has arrived, one reading of the clock, a
+//! completion and the next command for each I/O that ended, one sending (over TCP a `send`) of all of them. Nothing is allocated, locked or
 //! printed per I/O. When nothing arrives the thread spins for a while and then sleeps until something does.
 //!
 //! **Open loop.** With a rate, an I/O has an intended start that depends on the rate alone. If the target stalls, the I/Os that
