@@ -79,7 +79,9 @@ impl ConnectionArgs {
     pub(crate) fn options(&self, subsystem: &Nqn) -> anyhow::Result<ConnectOptions> {
         ensure!(
             self.transport == Transport::Tcp || !(self.hdr_digest || self.data_digest),
-            WrongInvocation(String::from("--hdr-digest and --data-digest go with -t tcp only: RDMA has checks of its own"))
+            WrongInvocation(String::from(
+                "--hdr-digest and --data-digest go with -t tcp only: RDMA has checks of its own"
+            ))
         );
         let host = HostIdentity::resolve(self.hostnqn.clone(), self.hostid)?;
         let mut options = ConnectOptions::new(self.address()?, subsystem.clone(), host);
