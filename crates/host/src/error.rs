@@ -313,7 +313,7 @@ fn unreachable_text(address: SocketAddr, source: &io::Error) -> String {
     }
     if matches!(Errno::from_io_error(source), Some(Errno::NODEV | Errno::ADDRNOTAVAIL)) {
         return format!(
-            "no RDMA device of this machine leads to {address}: check -a, and with rdma link what devices there are (docs/rdma.md)"
+            "no RDMA device of this machine leads to {address}: check -a, and with rdma link which devices there are"
         );
     }
     match source.kind() {
