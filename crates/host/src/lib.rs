@@ -44,11 +44,13 @@
 mod controller;
 mod error;
 mod identity;
+mod options;
 mod queue;
 mod socket;
 
-pub use controller::{ConnectOptions, Controller};
+pub use controller::Controller;
 pub use error::{HostError, ProtocolError, RequestError};
 pub use identity::{HOSTID_FILE, HOSTNQN_FILE, HostIdentity};
+pub use options::ConnectOptions;
 pub use queue::{Completion, DEPTH_MAX, Machine, Queue, Settings, SlotId, Transfer};
 pub use socket::SystemCalls;

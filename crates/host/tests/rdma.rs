@@ -296,12 +296,12 @@ fn what_prevents_a_connection_is_told() {
     let text = refused(&stub).to_string();
     assert!(text.contains("no room for such a queue: lower --iodepth"), "{text}");
 
-    let (_stub, mut controller, _queue) = open(9, Manners::default(), 1, 512);
+    let (stub, mut controller, _queue) = open(9, Manners::default(), 1, 512);
     let error = controller.open_queue(2, 1, (2 << 20) + 1).unwrap_err();
     assert!(matches!(error, HostError::Request(RequestError::SlotTooLong { .. })), "{error:?}");
     assert!(controller.open_queue(2, 1, 2 << 20).is_ok());
 
-    let mut options = options(_stub.address);
+    let mut options = options(stub.address);
     options.transport = nvme::address::TransportType::FibreChannel;
     let text = Controller::connect(options).unwrap_err().to_string();
     assert!(text.contains("give tcp or rdma with -t"), "{text}");
