@@ -13,7 +13,9 @@ mod answers;
 mod rdma_stub;
 
 use answers::{BLOCK, Script, options};
-use host::{Completion, Controller, HostError, ProtocolError, Queue, RequestError, Transfer};
+use host::{
+    Completion, ConnectOptions, Controller, HostError, ProtocolError, Queue, RequestError, Transfer,
+};
 use nvme::io::{Command as Io, Transfer as Blocks};
 use nvme::rdma::{Accept, Reject, RejectStatus, Request};
 use nvme::{Status, U16};
@@ -322,6 +324,25 @@ fn a_peer_that_says_nothing_costs_no_more_than_the_timeout() {
     assert!(queue.data(slot).is_empty() && queue.data_mut(slot).is_empty());
     controller.keep_alive().unwrap();
     drop(stub);
+
+    let manners = Manners { ignore: true, ..Manners::default() };
+    let stub = RdmaStub::start(5, Script::default(), manners);
+    let error =
+        Controller::connect(ConnectOptions { timeout: limit, ..stub.options() }).unwrap_err();
+    let what = "the connection request";
+    assert!(matches!(error, HostError::Timeout { what: w, .. } if w == what), "{error:?}");
+}
+
+#[test]
+fn the_end_of_a_connection_is_noticed_without_sleeping() {
+    let manners = Manners { io: Manner::Leaving, ..Manners::default() };
+    let (_stub, _controller, mut queue) = open(4, manners, 1, 512);
+    submit_reads(&mut queue, 1);
+    queue.flush().unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while queue.receive().is_ok() {
+        assert!(Instant::now() < deadline, "nobody looks");
+    }
 }
 
 /// What happens to a queue with commands outstanding.

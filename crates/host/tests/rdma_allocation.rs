@@ -14,7 +14,7 @@ use nvme::io::{Command as Io, Transfer as Blocks};
 use rdma_stub::{Manners, RdmaStub};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 struct Counting;
 
@@ -42,7 +42,9 @@ static COUNTING: Counting = Counting;
 /// Does `count` commands: reads, writes in their capsules and writes that the controller fetches.
 fn run(queue: &mut Queue, count: usize) {
     let (mut begun, mut ended) = (0, 0);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while ended < count {
+        assert!(Instant::now() < deadline, "nothing comes any more");
         while begun < count
             && let Some(slot) = queue.reserve()
         {
@@ -57,7 +59,7 @@ fn run(queue: &mut Queue, count: usize) {
         }
         queue.flush().unwrap();
         if !queue.receive().unwrap() {
-            queue.wait(Duration::from_secs(10)).unwrap();
+            queue.wait(Duration::from_secs(1)).unwrap();
         }
         while let Some(completion) = queue.next_completion() {
             assert!(completion.cqe.status().is_success());

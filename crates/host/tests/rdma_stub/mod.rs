@@ -48,6 +48,8 @@ pub(crate) struct Manners {
     pub(crate) io: Manner,
     /// Reject every connection with this.
     pub(crate) reject: Option<Vec<u8>>,
+    /// Leave requests for a connection unanswered.
+    pub(crate) ignore: bool,
     /// Accept with this instead of CRQSIZE.
     pub(crate) accept: Option<Vec<u8>>,
     /// What the host's device is like.
@@ -145,10 +147,14 @@ impl Server {
         listener.listen(16).unwrap();
         ready.send(()).unwrap();
         let mut peers: Vec<Peer> = Vec::new();
+        let mut ignored = Vec::new();
         while !stop.load(Ordering::Relaxed) {
             let moved = self.fabric.step();
             while let Some(event) = events.next_event().unwrap() {
                 match event.kind {
+                    Kind::ConnectRequest { connection, .. } if self.manners.ignore => {
+                        ignored.push(connection);
+                    }
                     Kind::ConnectRequest { connection, .. } => {
                         peers.extend(self.request(connection, event.private_data.bytes()));
                     }
