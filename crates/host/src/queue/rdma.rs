@@ -99,19 +99,15 @@ impl RdmaQueue {
         let data = if carried { usize::try_from(length).unwrap_or(usize::MAX) } else { 0 };
         let mut header = [0; verbs::endpoint::HEADER_BYTES];
         header.copy_from_slice(sqe.as_bytes());
-        match self.endpoint.send(number, &header, data) {
-            Ok(busy) => {
-                if busy {
-                    self.slots.data_queued(slot);
-                }
-                Ok(())
-            }
-            // Every slot has room for its command, so something is wrong with the device.
-            Err(_) => {
-                self.end = Some(End::Failed(Status::FATAL));
-                Err(RequestError::Ended)
-            }
+        let Ok(busy) = self.endpoint.send(number, &header, data) else {
+            // Every slot has room for its command, so this is the end of all order.
+            self.end = Some(End::Failed(Status::FATAL));
+            return Err(RequestError::Ended);
+        };
+        if busy {
+            self.slots.data_queued(slot);
         }
+        Ok(())
     }
 
     /// The next command that ended; from then on the controller is done with its slot.
