@@ -669,7 +669,7 @@ def _(it):
     try:
         assert it.types("nvmf_create_transport -t RDMA -q 64 -s 512 -r -b 4096") is True
     except Refused as refusal:
-        assert "Transport type 'RDMA' cannot be created" in str(refusal), refusal
+        assert "Transport type 'RDMA' cannot be created" in refusal.message, refusal
     it.is_refused("nvmf_create_transport -t TCP -g other", -32602, "tgt_name")
 
 
