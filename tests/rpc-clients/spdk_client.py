@@ -667,7 +667,7 @@ def _(it):
     it.is_refused("nvmf_create_transport -t FC", -32602, "Invalid parameters", "FC")
     # Whether RDMA can be had is the machine's matter; whoever cannot is told why.
     try:
-        assert it.types("nvmf_create_transport -t RDMA -q 64 -s 512 -r -b 4096") is True
+        assert it.types("nvmf_create_transport -t RDMA -q 64 -s 512 -r --num-cqe 4096") is True
     except Refused as refusal:
         assert "Transport type 'RDMA' cannot be created" in refusal.message, refusal
     it.is_refused("nvmf_create_transport -t TCP -g other", -32602, "tgt_name")
