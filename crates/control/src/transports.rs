@@ -146,10 +146,9 @@ impl Plane {
             return;
         }
         let added = self.start_rdma(&state).and_then(|rdma| self.node().add_rdma(rdma));
-        match &added {
-            Ok(()) => tracing::info!("RDMA is there now"),
-            // An attempt that fails says nothing new.
-            Err(_) => {}
+        // An attempt that fails says nothing new.
+        if added.is_ok() {
+            tracing::info!("RDMA is there now");
         }
         self.set_rdma_waiting(added.err().map(|error| error.to_string()));
     }

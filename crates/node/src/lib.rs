@@ -174,10 +174,11 @@ impl Node {
     /// # Errors
     /// [`NodeError::Silent`].
     pub fn add_rdma(&self, rdma: Rdma) -> Result<(), NodeError> {
-        if self.rdma.set(rdma.clone()).is_err() {
+        let network = rdma.network().clone();
+        if self.rdma.set(rdma).is_err() {
             return Ok(());
         }
-        collect(self.ask(|done| Letter::AddRdma(rdma.network().clone(), done))?)
+        collect(self.ask(|done| Letter::AddRdma(network.clone(), done))?)
     }
 
     /// Both at once.
