@@ -235,7 +235,7 @@ impl Peer {
             initiator_depth: 4,
             ..Parameters::default()
         };
-        connection.accept(queue.pair(), &parameters).unwrap();
+        connection.accept(&parameters).unwrap();
         Self {
             queue,
             chain: SendChain::new(2, 4),
