@@ -213,7 +213,9 @@ impl RdmaTransport {
         let lane = Lane::new(parts, &self.pool);
         let index = self.lanes.insert(lane);
         let (Some(lane), Ok(key)) = (self.lanes.get(index), u32::try_from(index)) else { return };
-        if let Err(error) = self.source.register(lane.descriptor(), key, Interest::READ) {
+        if let Err(error) =
+            self.source.register(lane.descriptor(), key, Interest::READ | Interest::SLEEP)
+        {
             warn!("RDMA completions are noticed late on this reactor: {error}");
         }
     }
