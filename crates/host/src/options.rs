@@ -29,7 +29,7 @@ pub struct ConnectOptions {
     pub data_digest: bool,
     /// Ask the controller not to keep SQHD.
     pub disable_sq_flow_control: bool,
-    /// Keep Alive Timeout; zero for none. Whoever holds the controller then calls [`Controller::keep_alive`] more often.
+    /// Keep Alive Timeout; zero for none. Whoever holds the controller then calls [`Controller::keep_alive`](crate::Controller::keep_alive) more often.
     pub keep_alive: Duration,
     /// Limit for connecting and for each admin command.
     pub timeout: Duration,

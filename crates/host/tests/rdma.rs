@@ -50,6 +50,14 @@ fn submit_reads(queue: &mut Queue, blocks: u32) -> usize {
     count
 }
 
+fn await_that(what: &str, mut reached: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !reached() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::yield_now();
+    }
+}
+
 /// Waits for completions until `enough`, or an error.
 fn gather(queue: &mut Queue, enough: usize) -> Result<Vec<Completion>, HostError> {
     let deadline = Instant::now() + LIMIT;
@@ -80,11 +88,8 @@ fn both_ends_learn_of_the_queue_before_it_exists() {
         assert_eq!(*stub.seen.sqsizes.lock().unwrap(), [31, 8]);
         drop(queue);
         controller.shutdown().unwrap();
-        let deadline = Instant::now() + LIMIT;
-        while stub.seen.open.load(Ordering::Relaxed) > 0 {
-            assert!(Instant::now() < deadline, "the controller is told when the host leaves");
-            std::thread::yield_now();
-        }
+        let left = || stub.seen.open.load(Ordering::Relaxed) == 0;
+        await_that("the controller is told when the host leaves", left);
     }
 }
 
@@ -334,15 +339,55 @@ fn a_peer_that_says_nothing_costs_no_more_than_the_timeout() {
 }
 
 #[test]
+fn what_came_before_the_sleep_ends_it() {
+    let (stub, _controller, mut queue) = open(4, Manners::default(), 1, 512);
+    for _ in 0..20 {
+        let before = stub.seen.answered.load(Ordering::Relaxed);
+        submit_reads(&mut queue, 1);
+        queue.flush().unwrap();
+        await_that("the answer", || stub.seen.answered.load(Ordering::Relaxed) > before);
+        // The channel is not told: nobody had asked it to be.
+        assert!(queue.wait(LIMIT).unwrap());
+        assert!(queue.receive().unwrap());
+        let slot = queue.next_completion().unwrap().slot;
+        queue.release(slot);
+    }
+}
+
+#[test]
+fn a_slot_is_the_callers_once_its_capsule_has_left() {
+    for seed in 0..16 {
+        let (_stub, _controller, mut queue) = open(seed, Manners::default(), 1, 512);
+        for round in 0..50 {
+            let slot = queue.reserve().unwrap();
+            assert_eq!(queue.data_mut(slot).len(), 1024);
+            queue.data_mut(slot).fill(round);
+            let write = Io::Write(Blocks::new(0, 1)).to_sqe(1);
+            queue.call(slot, write, Transfer::Write(512), LIMIT, "a write").unwrap();
+            queue.release(slot);
+        }
+    }
+}
+
+#[test]
 fn the_end_of_a_connection_is_noticed_without_sleeping() {
-    let manners = Manners { io: Manner::Leaving, ..Manners::default() };
-    let (_stub, _controller, mut queue) = open(4, manners, 1, 512);
+    let manners = Manners { io: Manner::Mute, ..Manners::default() };
+    let (stub, _controller, mut queue) = open(4, manners, 1, 512);
     submit_reads(&mut queue, 1);
     queue.flush().unwrap();
-    let deadline = Instant::now() + LIMIT;
-    while queue.receive().is_ok() {
-        assert!(Instant::now() < deadline, "nobody looks");
-    }
+    let seen = &stub.seen;
+    await_that("the command arrives", || seen.commands.load(Ordering::Relaxed) == 1);
+    let idle = seen.idle.load(Ordering::Relaxed);
+    await_that("nothing is under way", || seen.idle.load(Ordering::Relaxed) > idle + 1);
+    // Nothing of the queue pair tells of this.
+    seen.leave.store(true, Ordering::Relaxed);
+    await_that("the queue's end", || match queue.receive() {
+        Ok(_) => false,
+        Err(error) => {
+            assert!(matches!(error, HostError::Closed { .. }), "{error:?}");
+            true
+        }
+    });
 }
 
 /// What happens to a queue with commands outstanding.
@@ -378,9 +423,8 @@ fn whatever_fails_under_way_is_an_error_and_never_a_hang() {
             let count = submit_reads(&mut queue, 8);
             queue.flush().unwrap();
             if io == Manner::Mute {
-                while stub.seen.commands.load(Ordering::Relaxed) < count {
-                    std::thread::yield_now();
-                }
+                let arrived = || stub.seen.commands.load(Ordering::Relaxed) == count;
+                await_that("the commands arrive", arrived);
             }
             mishap(&stub);
             let error = gather(&mut queue, count).unwrap_err();
@@ -428,15 +472,7 @@ fn nothing_is_left_behind() {
     let (stub, controller, queue) = open(2, Manners::default(), 8, 4096);
     let device = stub.host_device();
     drop((controller, queue));
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        // The listener, and what the controller has of its own until it learns of the end.
-        let census = stub.fabric.census();
-        if census == [0, 0, 0, 0, 0, 1] {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{census:?}");
-        std::thread::yield_now();
-    }
+    // The listener stays, and what the controller has of its own until it learns of the end.
+    await_that("everything is destroyed", || stub.fabric.census() == [0, 0, 0, 0, 0, 1]);
     drop(device);
 }

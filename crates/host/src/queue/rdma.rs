@@ -46,7 +46,8 @@ enum End {
 pub(crate) struct RdmaQueue {
     pub(crate) slots: Slots,
     endpoint: Endpoint,
-    connection: Connection,
+    /// Tells the controller when it is dropped.
+    _connection: Connection,
     events: EventChannel,
     peer: SocketAddr,
     /// Bytes of data that a capsule may carry.
@@ -257,13 +258,6 @@ impl RdmaQueue {
         let woken = woken.map_err(|source| HostError::Socket { address: self.peer, source })?;
         self.woken(ready)?;
         Ok(woken)
-    }
-}
-
-impl Drop for RdmaQueue {
-    fn drop(&mut self) {
-        // The controller learns of it at once; if not, it will in time.
-        let _ = self.connection.disconnect();
     }
 }
 

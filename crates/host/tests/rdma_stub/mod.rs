@@ -25,6 +25,9 @@ pub(crate) const TARGET: &str = "192.0.2.2:4420";
 /// Commands that the controller receives at a time.
 const RECEIVES: u32 = 256;
 
+/// The tag of responses.
+const RESPONSE: u32 = u32::MAX;
+
 /// What an I/O queue does with its commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Manner {
@@ -68,6 +71,12 @@ pub(crate) struct Seen {
     pub(crate) keyed: AtomicUsize,
     /// I/O commands received, answered or not.
     pub(crate) commands: AtomicUsize,
+    /// Responses that the host has received.
+    pub(crate) answered: AtomicUsize,
+    /// Turns in which nothing could happen.
+    pub(crate) idle: AtomicUsize,
+    /// Asks the controller to end all connections.
+    pub(crate) leave: AtomicBool,
     /// Connections at present.
     pub(crate) open: AtomicUsize,
 }
@@ -165,8 +174,12 @@ impl Server {
                 }
             }
             peers.retain_mut(Peer::turn);
+            if self.seen.leave.load(Ordering::Relaxed) {
+                peers.clear();
+            }
             self.seen.open.store(peers.len(), Ordering::Relaxed);
             if !moved {
+                self.seen.idle.fetch_add(1, Ordering::Relaxed);
                 std::thread::yield_now();
             }
         }
@@ -268,6 +281,8 @@ impl Peer {
                 if !self.received(&completion) {
                     return false;
                 }
+            } else if completion.tag() == RESPONSE {
+                self.seen.answered.fetch_add(1, Ordering::Relaxed);
             } else if let Some(place) = self.reading.get_mut(completion.tag() as usize)
                 && let Some((sqe, segment)) = place.take()
             {
@@ -368,8 +383,7 @@ impl Peer {
         let cqe = Cqe::new(cid, 0, status).with_result(result);
         let mut message = cqe.as_bytes().to_vec();
         message.resize(length, 0);
-        let tag = u32::MAX;
-        self.chain.push_inline(Work::Send, Flags::SIGNALED, tag, &message).unwrap();
+        self.chain.push_inline(Work::Send, Flags::SIGNALED, RESPONSE, &message).unwrap();
         self.queue.post(&mut self.chain).unwrap();
     }
 }

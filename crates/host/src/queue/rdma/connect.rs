@@ -82,7 +82,7 @@ impl RdmaQueue {
         Ok(Self {
             slots: Slots::new(settings.depth.min(most), slot_bytes),
             endpoint,
-            connection,
+            _connection: connection,
             events: attempt.events,
             peer: address,
             in_capsule: if attempt.qid == 0 { 0 } else { settings.in_capsule },
