@@ -125,7 +125,7 @@ impl RegisteredArena {
     }
 
     fn find(&self, segment: &Segment) -> Option<(&Region, u64)> {
-        let RegionId(index) = segment.region();
+        let RegionId(index) = segment.region()?;
         let region = self.regions.get(usize::from(index))?;
         Some((region, region.locate(segment)?))
     }
