@@ -36,6 +36,7 @@ mod fence;
 mod hosts;
 mod intake;
 mod keep_alive;
+mod lending;
 mod limit;
 pub mod message;
 mod outstanding;
@@ -302,16 +303,19 @@ impl Shard {
         self.actions.get(usize::from(port.0)).is_some_and(|actions| !actions.is_empty())
     }
 
-    /// A loan of part of the request's buffer; None if the request is unknown, holds none, or the range
-    /// lies outside.
+    /// A loan of part of the request's buffer, or of what its device has lent it; None if the request is unknown, holds
+    /// neither, or the range lies outside.
     pub fn segment(&self, request: RequestId, offset: u32, length: u32) -> Option<Segment> {
         let request = self.requests.get(request)?;
         let end = offset.checked_add(length)?;
         if end > request.length {
             return None;
         }
-        let buffer = request.buffer.as_ref()?;
-        buffer.segment(usize::try_from(offset).ok()?, usize::try_from(length).ok()?)
+        let (offset, length) = (usize::try_from(offset).ok()?, usize::try_from(length).ok()?);
+        match &request.lent {
+            Some(lent) => lent.part(offset, length),
+            None => request.buffer.as_ref()?.segment(offset, length),
+        }
     }
 
     /// A message of another shard. It is looked at in the next [`Shard::poll`].

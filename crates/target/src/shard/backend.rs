@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use block::BlockQueue;
+use memory::SharedMemory;
 use nvme::{Nqn, Status};
 
 use super::controller::Kind;
@@ -24,6 +25,8 @@ pub(crate) struct Backend {
     pub(crate) namespace: Arc<Namespace>,
     /// None: the queue could not be opened; tried again when the configuration changes.
     pub(crate) queue: Option<Box<dyn BlockQueue>>,
+    /// What its device lends.
+    pub(crate) medium: Option<Arc<SharedMemory>>,
     pub(crate) bounds: Bounds,
     /// The device's geometry when `bounds` was taken.
     pub(crate) generation: u64,

@@ -1,6 +1,7 @@
 //! Who gets memory of the pool, and when.
 //!
-//! A request takes all the buffer it needs or waits holding none. Waiting requests stand in their queue's
+//! A request takes all the buffer it needs or waits holding none; one that is lent memory of its device needs none
+//! (see [`super::lending`]). Waiting requests stand in their queue's
 //! lines for each device, the queues in a ring; the ring is served in turn, one request per queue and visit.
 //! So that one greedy peer cannot take everything:
 //!
@@ -23,7 +24,7 @@ use super::device_share::DeviceShare;
 use super::limit::Leave;
 use super::pledges::{is_asked_for, is_urgent};
 use super::queue::Queue;
-use super::request::Stage;
+use super::request::{Request, Stage};
 use super::table::Key;
 use crate::{Action, QueueId, RequestId};
 
@@ -38,7 +39,7 @@ const SERVED_PER_TURN: u32 = 64;
 
 /// What came of trying to get a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Attempt {
+pub(super) enum Attempt {
     Got,
     /// The queue or its host has its share.
     OverShare,
@@ -56,12 +57,12 @@ impl Shard {
         let Some(request) = self.requests.get(id) else { return };
         let (queue_id, device, line) = (request.queue, request.device, request.line());
         // Nothing behind it on its connection is read before it has its buffer.
-        let (limited, holds) = (request.limited, request.buffer.is_some());
+        let (limited, holds) = (request.limited, request.has_memory());
         let blocks = request.in_capsule && !holds;
         let Some(queue) = self.queues.get(queue_id) else { return };
         // Nobody is overtaken: neither one's own earlier commands, nor queues that wait for memory.
         let first = self.is_urgent(id)
-            || (queue.waiting.is_empty_for(device, line) && (!self.dry || !queue.is_io()));
+            || (queue.waiting.is_empty_for(device, line) && (!self.dry || !queue.is_io() || holds));
         if first {
             match self.try_buffer(id) {
                 Attempt::Got => return self.have_buffer(id, holds),
@@ -93,7 +94,7 @@ impl Shard {
     /// The same for one that is subject to limits. It pays once it has leave and buffer.
     #[cold]
     fn try_limited(&mut self, id: RequestId) -> Attempt {
-        let holds = self.requests.get(id).is_some_and(|request| request.buffer.is_some());
+        let holds = self.requests.get(id).is_some_and(Request::has_memory);
         let leave = self.leave(id);
         if leave == Leave::Denied {
             return Attempt::Limited;
@@ -105,7 +106,7 @@ impl Shard {
         attempt
     }
 
-    fn take_buffer(&mut self, id: RequestId) -> Attempt {
+    pub(super) fn take_buffer(&mut self, id: RequestId) -> Attempt {
         let Some(request) = self.requests.get(id) else { return Attempt::OverShare };
         let Some(queue) = self.queues.get(request.queue) else { return Attempt::OverShare };
         let (asked_for, urgent) = (is_asked_for(request), is_urgent(request, queue));
@@ -171,9 +172,10 @@ impl Shard {
         self.act(port, Action::Receive { queue, request: id, length, in_capsule });
     }
 
-    /// The request holds no buffer from now on.
+    /// The request holds no memory from now on.
     pub(super) fn release_buffer(&mut self, id: RequestId) {
         let Some(request) = self.requests.get_mut(id) else { return };
+        request.lent = None;
         let Some(buffer) = request.buffer.take() else { return };
         let charge = usize::try_from(request.charge).unwrap_or(usize::MAX);
         request.charge = 0;
@@ -238,7 +240,7 @@ impl Shard {
             let Some(first) = queue.waiting.first(place) else { continue };
             let Some(request) = self.requests.get(first) else { continue };
             let (device, line) = (request.device, request.line());
-            let holds = request.buffer.is_some();
+            let holds = request.has_memory();
             if self.dry && is_io && !holds && !self.is_urgent(first) {
                 continue;
             }

@@ -316,6 +316,7 @@ fn new_backend(
         subsystem: key,
         namespace: Arc::clone(namespace),
         queue,
+        medium: device.medium().cloned(),
         bounds: Bounds::new(namespace, device, subsystem.limits()),
         generation: device.geometry().generation,
         counters,

@@ -145,8 +145,9 @@ impl Shard {
                 }
                 if is_io {
                     self.charge_device(id);
+                    self.note_borrower(id);
                 }
-                if checked.length == 0 { self.perform(id) } else { self.seek_buffer(id) }
+                if self.needs_no_leave(id) { self.perform(id) } else { self.seek_buffer(id) }
             }
         }
     }

@@ -13,7 +13,7 @@
 //! with nobody to answer; every other stage is freed at once.
 
 use block::Token;
-use memory::Buffer;
+use memory::{Buffer, Segment};
 use nvme::command::CommandId;
 use nvme::{Sqe, Status};
 
@@ -91,6 +91,10 @@ pub(crate) struct Request {
     /// The limits of its device have not let it through yet.
     pub(crate) limited: bool,
     pub(crate) buffer: Option<Buffer>,
+    /// It needs no buffer: its device lends what it reads; see [`super::lending`].
+    pub(crate) borrows: bool,
+    /// What the device has lent it.
+    pub(crate) lent: Option<Segment>,
     /// Bytes of the pool that the queue, the host and the device are charged for.
     pub(crate) charge: u32,
     /// The namespace that it names and whose share of slots and memory it counts against; None for admin
@@ -132,6 +136,8 @@ impl Request {
             from_host: false,
             limited: false,
             buffer: None,
+            borrows: false,
+            lent: None,
             charge: 0,
             device: None,
             backend: None,
@@ -161,6 +167,11 @@ impl Request {
     pub(crate) fn line(&self) -> Way {
         // Nothing but a limit gives a reason to overtake.
         if self.limited { self.way() } else { Way::Read }
+    }
+
+    /// Whether it has all the memory that it needs.
+    pub(crate) fn has_memory(&self) -> bool {
+        self.buffer.is_some() || self.borrows
     }
 
     pub(crate) fn cid(&self) -> CommandId {

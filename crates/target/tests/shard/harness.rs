@@ -16,8 +16,8 @@ use target::configuration::{
     Configuration, Hosts, Listener, ListenerId, NamespaceOptions, SubsystemOptions,
 };
 use target::{
-    Action, CommandRefused, DisconnectReason, Instant, Message, PortId, QueueId, QueueInfo,
-    RequestId, Shard, ShardConfig, ShardIndex, ShardLimits,
+    Action, Borrows, CommandRefused, DisconnectReason, Instant, Message, PortId, QueueId,
+    QueueInfo, RequestId, Shard, ShardConfig, ShardIndex, ShardLimits,
 };
 use zerocopy::IntoBytes;
 
@@ -324,6 +324,7 @@ impl World {
             local: local.parse().unwrap(),
             peer: "127.0.0.1:50000".parse().unwrap(),
             in_capsule_limit: 8192,
+            borrows: Borrows::Anything,
         };
         let queue = self.shards[shard].open_queue(PORT, info).unwrap();
         let wire = Wire { shard, queue };

@@ -11,10 +11,13 @@ use nvme::tcp::{CapsuleResp, Flags, R2t, Termination};
 use target::RequestId;
 use zerocopy::IntoBytes;
 
-use super::batch::Batch;
+use super::batch::{Batch, Data};
 use super::negotiate::Terms;
 use super::{Core, Turn};
 use crate::config::SuccessFlag;
+
+/// Commands of a connection whose data is copied at a time because writes wait for it: a turn is bounded.
+const GIVEN_BACK_AT_ONCE: u32 = 8;
 
 /// Something to send.
 #[derive(Debug)]
@@ -108,6 +111,31 @@ impl Output {
         }
     }
 
+    /// The peer has not taken what is in the batch. Has the target copy what writes wait for of all that was lent for this
+    /// connection, some at a time; whether there may be more to do later.
+    pub(crate) fn give_back<C: Core>(&mut self, turn: &mut Turn<'_, C>) -> bool {
+        let Some(batch) = &mut self.batch else { return false };
+        let mut left = GIVEN_BACK_AT_ONCE;
+        for part in batch.wanted() {
+            if left == 0 {
+                break;
+            }
+            left -= u32::from(turn.core.give_back(part.request));
+            let length = u32::try_from(part.segment.len()).unwrap_or(u32::MAX);
+            if let Some(segment) = turn.core.segment(part.request, part.offset, length) {
+                part.segment = segment;
+            }
+        }
+        for entry in &self.queue {
+            if let Entry::Response { request, data: 1.., .. } = entry
+                && left > 0
+            {
+                left -= u32::from(turn.core.give_back(*request));
+            }
+        }
+        batch.has_leases()
+    }
+
     fn fill<C: Core>(
         &mut self,
         batch: &mut Batch,
@@ -145,7 +173,9 @@ impl Output {
                         if padding > 0 {
                             batch.padding(padding);
                         }
-                        if !batch.data(segment, terms.rules.data_digest) {
+                        let (request, offset) = (*request, *sent);
+                        let data = Data { segment, request, offset };
+                        if !batch.data(data, terms.rules.data_digest) {
                             return Err(NoData);
                         }
                         *sent = sent.saturating_add(length);

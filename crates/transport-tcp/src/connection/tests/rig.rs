@@ -200,6 +200,10 @@ impl Core for Script {
         held.buffer.as_ref()?.segment(offset as usize, length as usize)
     }
 
+    fn give_back(&mut self, _: RequestId) -> bool {
+        false
+    }
+
     fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
