@@ -49,6 +49,8 @@ pub(crate) struct Backend {
     /// Request slots and bytes of the pool that its commands hold.
     pub(crate) slots: u32,
     pub(crate) charged: usize,
+    /// Bytes that it lends to its commands.
+    pub(crate) lent: usize,
     /// The latest round of the ring in which a command found that it holds all it may.
     pub(crate) crowded_in: Option<u64>,
 }
@@ -73,6 +75,11 @@ impl Backend {
             return Err(Status::NAMESPACE_NOT_READY);
         }
         Ok(())
+    }
+
+    /// What its commands hold of its own memory, or of the pool.
+    pub(crate) fn held_mut(&mut self, lent: bool) -> &mut usize {
+        if lent { &mut self.lent } else { &mut self.charged }
     }
 
     pub(crate) fn is_paused(&self) -> bool {

@@ -330,6 +330,7 @@ fn new_backend(
         held: Fifo::default(),
         slots: 0,
         charged: 0,
+        lent: 0,
         crowded_in: None,
     }
 }

@@ -147,7 +147,7 @@ impl Shard {
                     self.charge_device(id);
                     self.note_borrower(id);
                 }
-                if self.needs_no_leave(id) { self.perform(id) } else { self.seek_buffer(id) }
+                if checked.length == 0 { self.perform(id) } else { self.seek_buffer(id) }
             }
         }
     }

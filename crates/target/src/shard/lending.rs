@@ -7,16 +7,13 @@
 //! Where something is being written, or a write waits for earlier leases, the device does not lend: the command then gets a
 //! buffer like any other. So a write waits for the leases that there were when it came and for no others.
 //!
-//! **How long that is** is bounded by whoever sends. What a queue can hold is bounded by its slots, of as much as a
-//! command may transfer; it is memory that is there anyway. A host that takes nothing any more keeps it until its connection
-//! is given up, unless it is asked back: [`Shard::give_back`] copies what a command was lent into a buffer of
-//! the pool, within the shares of its queue, host and device.
+//! **How long that is** is bounded by whoever sends. A host that takes nothing any more would keep what it was lent until its
+//! connection is given up; so it can be asked back: [`Shard::give_back`] copies it into a buffer of the pool. For
+//! that, what is lent counts in the shares of its queue and its host like a buffer, and only the pool has to have it.
 
 use block::Kind;
-use memory::{Buffer, Segment};
 
 use super::Shard;
-use super::buffers::Attempt;
 use super::request::{Stage, Task};
 use super::table::Key;
 use crate::{Borrows, RequestId};
@@ -39,12 +36,6 @@ impl Shard {
         };
     }
 
-    /// Whether nothing has to be asked for before the command is carried out: neither memory nor the leave of limits.
-    pub(super) fn needs_no_leave(&self, id: RequestId) -> bool {
-        let request = self.requests.get(id);
-        request.is_none_or(|it| it.length == 0 || it.borrows && !it.limited)
-    }
-
     /// Its device does not lend what it asked for: it is read into a buffer after all.
     pub(super) fn not_lent(&mut self, id: RequestId, key: Key) {
         self.counters.not_lent += 1;
@@ -57,7 +48,9 @@ impl Shard {
             return self.go_on(id);
         }
         request.stage = Stage::New;
-        if let Some(queue) = self.queues.get_mut(request.queue) {
+        let queue = request.queue;
+        self.release_buffer(id);
+        if let Some(queue) = self.queues.get_mut(queue) {
             queue.in_device = queue.in_device.saturating_sub(1);
         }
         self.seek_buffer(id);
@@ -66,26 +59,30 @@ impl Shard {
     /// Ends the lease of a command whose answer has not been sent, if a write waits for it, by copying what was lent into a
     /// buffer; whether it has. Segments that the transport has of it keep the lease: it asks for them anew.
     pub fn give_back(&mut self, id: RequestId) -> bool {
-        let lent = self.requests.get(id).and_then(|request| request.lent.clone());
-        let Some(lent) = lent else { return false };
-        if !lent.is_wanted() || !self.copy_lent(id, &lent) {
+        let Some(request) = self.requests.get_mut(id) else { return false };
+        let Some(lent) = request.lent.as_ref().filter(|lent| lent.is_wanted()) else {
+            return false;
+        };
+        let Some(queue) = self.queues.get(request.queue) else { return false };
+        // Those who wait for memory go first, and what is kept for others is kept.
+        let charge = usize::try_from(request.charge).unwrap_or(usize::MAX);
+        let kept = queue.memory_kept(self.pool.capacity());
+        if self.dry || charge.saturating_add(kept) > self.pool.available() {
             return false;
         }
-        if let Some(request) = self.requests.get_mut(id) {
-            request.lent = None;
+        let Some(mut buffer) = self.pool.take(lent.len()) else { return false };
+        let copied = buffer.bytes_mut().map_or(0, |bytes| lent.copy_to(0, bytes));
+        if copied != lent.len() {
+            return false;
+        }
+        request.buffer = Some(buffer);
+        request.lent = None;
+        let backend = request.device.and_then(|key| self.subsystems.backends.get_mut(key));
+        if let Some(backend) = backend {
+            backend.lent = backend.lent.saturating_sub(charge);
+            backend.charged = backend.charged.saturating_add(charge);
         }
         self.counters.given_back += 1;
         true
-    }
-
-    /// Gets the request a buffer, unless others wait for memory, and copies what was lent into it.
-    fn copy_lent(&mut self, id: RequestId, lent: &Segment) -> bool {
-        if self.dry || self.take_buffer(id) != Attempt::Got {
-            return false;
-        }
-        let request = self.requests.get_mut(id);
-        let buffer = request.and_then(|request| request.buffer.as_mut());
-        let bytes = buffer.and_then(Buffer::bytes_mut);
-        bytes.is_some_and(|bytes| lent.copy_to(0, bytes) == lent.len())
     }
 }

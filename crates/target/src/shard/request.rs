@@ -91,11 +91,11 @@ pub(crate) struct Request {
     /// The limits of its device have not let it through yet.
     pub(crate) limited: bool,
     pub(crate) buffer: Option<Buffer>,
-    /// It needs no buffer: its device lends what it reads; see [`super::lending`].
+    /// Its device lends what it reads; see [`super::lending`].
     pub(crate) borrows: bool,
     /// What the device has lent it.
     pub(crate) lent: Option<Segment>,
-    /// Bytes of the pool that the queue, the host and the device are charged for.
+    /// Bytes of the pool, or of what it is lent, that the queue and the host are charged for; the device for the former.
     pub(crate) charge: u32,
     /// The namespace that it names and whose share of slots and memory it counts against; None for admin
     /// commands and those that are for every namespace.
@@ -169,7 +169,7 @@ impl Request {
         if self.limited { self.way() } else { Way::Read }
     }
 
-    /// Whether it has all the memory that it needs.
+    /// Whether it needs nothing of the pool, or has it.
     pub(crate) fn has_memory(&self) -> bool {
         self.buffer.is_some() || self.borrows
     }

@@ -15,8 +15,9 @@ use target::shard::PauseStatus;
 use target::{Borrows, ShardLimits};
 
 use crate::device::TestDevice;
-use crate::harness::{NQN, Wire, World, configuration, nqn};
+use crate::harness::{Attempt, NQN, Wire, World, configuration, nqn};
 
+const OTHER: &str = "nqn.2026-11.io.example:other";
 const MEBI: u32 = 1 << 20;
 
 fn read(lba: u64, blocks: u32) -> Sqe {
@@ -74,30 +75,48 @@ fn it_takes_nothing_of_the_pool_and_does_not_wait_for_it() {
     let (_, cntlid) = world.controller(0);
     let io = world.io_queue(0, cntlid, 1);
     world.execute(io, write(2047), &[7; 512], 0).ok();
-    // Eight times what the pool has, none of it taken by the host.
-    take_none(&mut world, io, true);
-    for _ in 0..16 {
-        world.submit(io, read(0, 2048), &[], MEBI);
+    // Hosts that do not take what they read, two MiB in all.
+    let (_, other_host) = world.controller_of(0, &Attempt::admin().host(OTHER, 9));
+    let mut wires = vec![io];
+    for qid in 2..=3 {
+        wires.push(world.io_queue(0, cntlid, qid));
+    }
+    let wire = world.open(0);
+    world.connect(wire, &Attempt::io(other_host, 1).host(OTHER, 9)).ok();
+    wires.push(wire);
+    for wire in &wires {
+        take_none(&mut world, *wire, true);
+        for _ in 0..4 {
+            world.submit(*wire, read(2047 - 255, 256), &[], MEBI / 8);
+        }
     }
     world.run();
-    assert_eq!(answers(&world, io), 16);
-    for finished in std::mem::take(&mut world.wires.get_mut(&io).unwrap().finished) {
-        assert_eq!(finished.ok().data[2047 * 512..], [7; 512]);
+    for wire in &wires {
+        assert_eq!(answers(&world, *wire), 4);
+        for finished in std::mem::take(&mut world.wires.get_mut(wire).unwrap().finished) {
+            assert_eq!(finished.ok().data[255 * 512..], [7; 512]);
+        }
     }
     let counters = *world.shards[0].counters();
     assert_eq!((counters.lent, counters.not_lent), (16, 0));
     assert_eq!((counters.buffer_waits, counters.pool_empty), (0, 0));
-    take_none(&mut world, io, false);
-    // Now the pool is empty, and others wait for it.
+    // A queue keeps as much as it could keep of the pool, and no more.
+    world.submit(io, read(0, 256), &[], MEBI / 8);
+    world.run();
+    assert_eq!((answers(&world, io), world.shards[0].counters().buffer_waits), (0, 1));
+    for wire in &wires {
+        take_none(&mut world, *wire, false);
+    }
+    world.wait(io).ok();
+    // Another device has all of the pool that it can get, and the queue waits for more.
     other.stick(true);
     for _ in 0..4 {
         world.submit(io, Command::Read(Transfer::new(0, 2048)).to_sqe(2), &[], MEBI);
     }
     world.run();
-    assert!(world.shards[0].counters().buffer_waits > 0);
-    assert_eq!(answers(&world, io), 0);
-    let finished = world.execute(io, read(2047, 1), &[], 512).ok();
-    assert_eq!(finished.data, [7; 512]);
+    assert!(world.shards[0].counters().buffer_waits > 1);
+    let finished = world.execute(io, read(2047, 1), &[], 512);
+    assert_eq!(finished.ok().data, [7; 512]);
     other.stick(false);
     for _ in 0..4 {
         world.wait(io).ok();
