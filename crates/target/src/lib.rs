@@ -36,5 +36,6 @@ pub use action::{ADMIN_IN_CAPSULE, Action, Borrows, CommandRefused, DisconnectRe
 pub use handle::{PortId, QueueId, RequestId, ShardIndex};
 pub use obligation::forgotten_commands;
 pub use reactor::Instant;
+pub use shard::lending::Lease;
 pub use shard::message::Message;
 pub use shard::{Shard, ShardConfig, ShardLimits};

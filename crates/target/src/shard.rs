@@ -36,7 +36,7 @@ mod fence;
 mod hosts;
 mod intake;
 mod keep_alive;
-mod lending;
+pub mod lending;
 mod limit;
 pub mod message;
 mod outstanding;

@@ -43,7 +43,7 @@ use memory::vectored::Space;
 use nvme::tcp::{CommonHeader, IcReq, Layout, PduType, TermReq, crc32c};
 use nvme::{Sqe, Status};
 use reactor::Instant;
-use target::{Action, CommandRefused, QueueId, RequestId};
+use target::{Action, CommandRefused, Lease, QueueId, RequestId};
 use zerocopy::FromBytes;
 
 use crate::buffers::Buffers;
@@ -61,9 +61,11 @@ use parking::Parking;
 use terminate::Violation;
 use transfers::Transfers;
 
-/// How long a host may leave lent memory in a socket that is full before it is looked whether a write waits for it, and
+/// How long a host may leave lent memory to a socket that is full before it is looked whether a write waits for it, and
 /// between two looks.
 const LOOK_AT_LEASES: Duration = Duration::from_millis(10);
+/// The same where nothing was lent at the last look.
+const LOOK_FOR_LEASES: Duration = Duration::from_millis(100);
 
 /// What a connection needs of the target: the shard, by the names that the shard uses.
 pub(crate) trait Core {
@@ -78,7 +80,7 @@ pub(crate) trait Core {
     fn response_sent(&mut self, request: RequestId);
     fn close_queue(&mut self, queue: QueueId);
     fn segment(&self, request: RequestId, offset: u32, length: u32) -> Option<Segment>;
-    fn give_back(&mut self, request: RequestId) -> bool;
+    fn give_back(&mut self, request: RequestId) -> Lease;
     fn next_action(&mut self) -> Option<Action>;
 }
 
@@ -403,9 +405,7 @@ impl Connection {
 
     /// The socket takes no more now: looks after a while whether somebody waits for what was lent.
     pub(crate) fn blocked<C: Core>(&mut self, turn: &Turn<'_, C>) {
-        if self.output.current().is_some_and(Batch::has_leases) {
-            self.wake_by(turn.now + LOOK_AT_LEASES);
-        }
+        self.wake_by(turn.now + LOOK_AT_LEASES);
     }
 }
 

@@ -9,7 +9,9 @@ use memory::Segment;
 use nvme::address::TransportType;
 use nvme::{Sqe, Status};
 use reactor::{Instant, Local, Poller, PollerId, Progress};
-use target::{Action, Borrows, CommandRefused, PortId, QueueId, QueueInfo, RequestId, Shard};
+use target::{
+    Action, Borrows, CommandRefused, Lease, PortId, QueueId, QueueInfo, RequestId, Shard,
+};
 use tracing::warn;
 
 use crate::buffers::Buffers;
@@ -75,7 +77,7 @@ impl Core for Port<'_> {
         self.shard.segment(request, offset, length)
     }
 
-    fn give_back(&mut self, request: RequestId) -> bool {
+    fn give_back(&mut self, request: RequestId) -> Lease {
         self.shard.give_back(request)
     }
 

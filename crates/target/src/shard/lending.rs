@@ -18,6 +18,17 @@ use super::request::{Stage, Task};
 use super::table::Key;
 use crate::{Borrows, RequestId};
 
+/// What has become of the memory that a command was lent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// It has none.
+    None,
+    /// It keeps it: nobody wants it, or the pool has no room for a copy now.
+    Kept,
+    /// It has been copied.
+    GivenBack,
+}
+
 impl Shard {
     /// Finds out whether the command is to be lent what it reads.
     pub(super) fn note_borrower(&mut self, id: RequestId) {
@@ -57,23 +68,22 @@ impl Shard {
     }
 
     /// Ends the lease of a command whose answer has not been sent, if a write waits for it, by copying what was lent into a
-    /// buffer; whether it has. Segments that the transport has of it keep the lease: it asks for them anew.
-    pub fn give_back(&mut self, id: RequestId) -> bool {
-        let Some(request) = self.requests.get_mut(id) else { return false };
-        let Some(lent) = request.lent.as_ref().filter(|lent| lent.is_wanted()) else {
-            return false;
-        };
-        let Some(queue) = self.queues.get(request.queue) else { return false };
+    /// buffer. Segments that the transport has of it keep the lease: it asks for them anew.
+    pub fn give_back(&mut self, id: RequestId) -> Lease {
+        let Some(request) = self.requests.get_mut(id) else { return Lease::None };
+        let Some(lent) = request.lent.as_ref() else { return Lease::None };
+        let queue = self.queues.get(request.queue).filter(|_| lent.is_wanted());
+        let Some(queue) = queue else { return Lease::Kept };
         // Those who wait for memory go first, and what is kept for others is kept.
         let charge = usize::try_from(request.charge).unwrap_or(usize::MAX);
         let kept = queue.memory_kept(self.pool.capacity());
         if self.dry || charge.saturating_add(kept) > self.pool.available() {
-            return false;
+            return Lease::Kept;
         }
-        let Some(mut buffer) = self.pool.take(lent.len()) else { return false };
+        let Some(mut buffer) = self.pool.take(lent.len()) else { return Lease::Kept };
         let copied = buffer.bytes_mut().map_or(0, |bytes| lent.copy_to(0, bytes));
         if copied != lent.len() {
-            return false;
+            return Lease::Kept;
         }
         request.buffer = Some(buffer);
         request.lent = None;
@@ -83,6 +93,6 @@ impl Shard {
             backend.charged = backend.charged.saturating_add(charge);
         }
         self.counters.given_back += 1;
-        true
+        Lease::GivenBack
     }
 }

@@ -12,7 +12,7 @@ use nvme::{Sqe, Status};
 use target::configuration::NamespaceOptions;
 use target::rate_limit::Limit;
 use target::shard::PauseStatus;
-use target::{Borrows, ShardLimits};
+use target::{Borrows, Lease, ShardLimits};
 
 use crate::device::TestDevice;
 use crate::harness::{Attempt, NQN, Wire, World, configuration, nqn};
@@ -171,12 +171,12 @@ fn what_a_host_does_not_take_is_given_back_when_a_write_waits() {
     world.submit(reader, read(0, 8), &[], 4096);
     world.run();
     let request = world.wires[&reader].unsent[0];
-    assert!(!world.shards[0].give_back(request), "nobody wants it");
+    assert_eq!(world.shards[0].give_back(request), Lease::Kept, "nobody wants it");
     world.submit(writer, write(3), &[2; 512], 0);
     turns(&mut world);
     assert_eq!(answers(&world, writer), 0);
-    assert!(world.shards[0].give_back(request));
-    assert!(!world.shards[0].give_back(request), "it is done");
+    assert_eq!(world.shards[0].give_back(request), Lease::GivenBack);
+    assert_eq!(world.shards[0].give_back(request), Lease::None, "it is done");
     world.wait(writer).ok();
     let copy = world.shards[0].segment(request, 3 * 512, 512).unwrap();
     assert!(!copy.is_lease());

@@ -193,13 +193,12 @@ impl Batch {
         self.ends.push((self.total, request));
     }
 
-    /// Whether memory that a device has lent is left to send.
-    pub(crate) fn has_leases(&self) -> bool {
-        let mut left = self.pieces.iter().skip(self.first);
-        left.any(|part| matches!(part, Part::Data(data) if data.segment.is_lease()))
+    /// Those whose response ends in it and is not out.
+    pub(crate) fn requests(&self) -> impl Iterator<Item = RequestId> {
+        self.ends.iter().skip(self.ended).map(|(_, request)| *request)
     }
 
-    /// Such memory that a write waits for. What takes its place has to be the same bytes.
+    /// Memory that a device has lent and a write waits for. What takes its place has to be the same bytes.
     pub(crate) fn wanted(&mut self) -> impl Iterator<Item = &mut Data> {
         let left = self.pieces.iter_mut().skip(self.first);
         left.filter_map(|part| match part {

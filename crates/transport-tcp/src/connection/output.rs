@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use nvme::Cqe;
 use nvme::tcp::{CapsuleResp, Flags, R2t, Termination};
-use target::RequestId;
+use target::{Lease, RequestId};
 use zerocopy::IntoBytes;
 
 use super::batch::{Batch, Data};
@@ -112,28 +112,32 @@ impl Output {
     }
 
     /// The peer has not taken what is in the batch. Has the target copy what writes wait for of all that was lent for this
-    /// connection, some at a time; whether there may be more to do later.
-    pub(crate) fn give_back<C: Core>(&mut self, turn: &mut Turn<'_, C>) -> bool {
-        let Some(batch) = &mut self.batch else { return false };
-        let mut left = GIVEN_BACK_AT_ONCE;
-        for part in batch.wanted() {
-            if left == 0 {
+    /// connection, some at a time; whether anything lent is left. `None`: nothing waits for the peer.
+    pub(crate) fn give_back<C: Core>(&mut self, turn: &mut Turn<'_, C>) -> Option<bool> {
+        let batch = self.batch.as_deref_mut()?;
+        let (mut given, mut kept) = (0, false);
+        let queued = self.queue.iter().filter_map(|entry| match entry {
+            Entry::Response { request, data: 1.., .. } => Some(*request),
+            _ => None,
+        });
+        for request in batch.requests().chain(queued) {
+            match turn.core.give_back(request) {
+                Lease::None => {}
+                Lease::Kept => kept = true,
+                Lease::GivenBack => given += 1,
+            }
+            if given == GIVEN_BACK_AT_ONCE {
+                kept = true;
                 break;
             }
-            left -= u32::from(turn.core.give_back(part.request));
+        }
+        for part in batch.wanted() {
             let length = u32::try_from(part.segment.len()).unwrap_or(u32::MAX);
             if let Some(segment) = turn.core.segment(part.request, part.offset, length) {
                 part.segment = segment;
             }
         }
-        for entry in &self.queue {
-            if let Entry::Response { request, data: 1.., .. } = entry
-                && left > 0
-            {
-                left -= u32::from(turn.core.give_back(*request));
-            }
-        }
-        batch.has_leases()
+        Some(kept)
     }
 
     fn fill<C: Core>(
