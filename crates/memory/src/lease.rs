@@ -129,7 +129,12 @@ impl Leases {
 /// One reactor's hold on a medium: what it lends and claims there. Not `Send`, so that clones, of which every
 /// segment has one, count without atomics.
 #[derive(Clone)]
-pub struct Lender(Rc<Arc<SharedMemory>>);
+pub struct Lender(Rc<Hold>);
+
+/// What the clones share.
+struct Hold {
+    medium: Arc<SharedMemory>,
+}
 
 impl fmt::Debug for Lender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -140,12 +145,12 @@ impl fmt::Debug for Lender {
 impl Lender {
     /// A hold on this medium for the thread that calls.
     pub fn new(medium: Arc<SharedMemory>) -> Lender {
-        Lender(Rc::new(medium))
+        Lender(Rc::new(Hold { medium }))
     }
 
     /// The medium.
     pub fn medium(&self) -> &Arc<SharedMemory> {
-        &self.0
+        &self.0.medium
     }
 
     /// Lends `len` bytes at `offset`; `None` if they do not lie inside, or something is being or about to be written
