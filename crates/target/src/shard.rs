@@ -132,6 +132,7 @@ pub struct Shard {
     configuration: Arc<Configuration>,
     requests: Requests,
     outstanding: Outstanding,
+    lent: lending::Lent,
     queues: Queues,
     pledges: pledges::Pledges,
     hosts: Hosts,
@@ -200,6 +201,7 @@ impl Shard {
             configuration: Configuration::empty(),
             requests: Requests::preallocated(limits.requests),
             outstanding: Outstanding::new(limits.requests),
+            lent: lending::Lent::new(limits.requests),
             queues: Queues::growing(limits.queues),
             pledges: pledges::Pledges::default(),
             hosts: Hosts::new(limits.queues),
@@ -305,16 +307,16 @@ impl Shard {
 
     /// A loan of part of the request's buffer, or of what its device has lent it; None if the request is unknown, holds
     /// neither, or the range lies outside.
-    pub fn segment(&self, request: RequestId, offset: u32, length: u32) -> Option<Segment> {
-        let request = self.requests.get(request)?;
+    pub fn segment(&self, id: RequestId, offset: u32, length: u32) -> Option<Segment> {
+        let request = self.requests.get(id)?;
         let end = offset.checked_add(length)?;
         if end > request.length {
             return None;
         }
         let (offset, length) = (usize::try_from(offset).ok()?, usize::try_from(length).ok()?);
-        match &request.lent {
-            Some(lent) => lent.part(offset, length),
-            None => request.buffer.as_ref()?.segment(offset, length),
+        match &request.buffer {
+            Some(buffer) => buffer.segment(offset, length),
+            None => self.lent.get(id)?.part(offset, length),
         }
     }
 

@@ -186,7 +186,9 @@ impl Shard {
             return;
         }
         let charge = usize::try_from(std::mem::take(&mut request.charge)).unwrap_or(usize::MAX);
-        request.lent = None;
+        if request.borrows {
+            self.lent.end(id);
+        }
         let lent = request.buffer.take().is_none();
         let device = request.device.and_then(|key| self.subsystems.backends.get_mut(key));
         if let Some(backend) = device {

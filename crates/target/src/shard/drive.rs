@@ -372,7 +372,7 @@ impl Shard {
             }
             if let Some(lent) = completion.lent {
                 request.task = Task::None;
-                request.lent = Some(lent);
+                self.lent.put(id, lent);
                 self.counters.lent += 1;
             }
             if let Err(kind) = completion.result {

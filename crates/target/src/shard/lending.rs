@@ -12,6 +12,7 @@
 //! that, what is lent counts in the shares of its queue and its host like a buffer, and only the pool has to have it.
 
 use block::Kind;
+use memory::Segment;
 
 use super::Shard;
 use super::request::{Stage, Task};
@@ -27,6 +28,37 @@ pub enum Lease {
     Kept,
     /// It has been copied.
     GivenBack,
+}
+
+/// What requests have been lent, by their slots. In the [`Request`](super::request::Request) itself it would be written and
+/// copied with every command, lent or not.
+#[derive(Debug)]
+pub(crate) struct Lent(Box<[Option<Segment>]>);
+
+impl Lent {
+    /// For so many requests.
+    pub(super) fn new(requests: u32) -> Self {
+        Self((0..requests).map(|_| None).collect())
+    }
+
+    pub(super) fn get(&self, id: RequestId) -> Option<&Segment> {
+        self.0.get(usize::try_from(id.slot).ok()?)?.as_ref()
+    }
+
+    pub(super) fn put(&mut self, id: RequestId, segment: Segment) {
+        let slot = usize::try_from(id.slot).unwrap_or(usize::MAX);
+        if let Some(place) = self.0.get_mut(slot) {
+            *place = Some(segment);
+        }
+    }
+
+    /// Nothing is lent to the request any more.
+    pub(super) fn end(&mut self, id: RequestId) {
+        let slot = usize::try_from(id.slot).unwrap_or(usize::MAX);
+        if let Some(place) = self.0.get_mut(slot) {
+            *place = None;
+        }
+    }
 }
 
 impl Shard {
@@ -71,7 +103,7 @@ impl Shard {
     /// buffer. Segments that the transport has of it keep the lease: it asks for them anew.
     pub fn give_back(&mut self, id: RequestId) -> Lease {
         let Some(request) = self.requests.get_mut(id) else { return Lease::None };
-        let Some(lent) = request.lent.as_ref() else { return Lease::None };
+        let Some(lent) = self.lent.get(id) else { return Lease::None };
         let queue = self.queues.get(request.queue).filter(|_| lent.is_wanted());
         let Some(queue) = queue else { return Lease::Kept };
         // Those who wait for memory go first, and what is kept for others is kept.
@@ -86,7 +118,8 @@ impl Shard {
             return Lease::Kept;
         }
         request.buffer = Some(buffer);
-        request.lent = None;
+        request.borrows = false;
+        self.lent.end(id);
         let backend = request.device.and_then(|key| self.subsystems.backends.get_mut(key));
         if let Some(backend) = backend {
             backend.lent = backend.lent.saturating_sub(charge);

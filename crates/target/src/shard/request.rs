@@ -13,7 +13,7 @@
 //! with nobody to answer; every other stage is freed at once.
 
 use block::Token;
-use memory::{Buffer, Segment};
+use memory::Buffer;
 use nvme::command::CommandId;
 use nvme::{Sqe, Status};
 
@@ -93,8 +93,6 @@ pub(crate) struct Request {
     pub(crate) buffer: Option<Buffer>,
     /// Its device lends what it reads; see [`super::lending`].
     pub(crate) borrows: bool,
-    /// What the device has lent it.
-    pub(crate) lent: Option<Segment>,
     /// Bytes of the pool, or of what it is lent, that the queue and the host are charged for; the device for the former.
     pub(crate) charge: u32,
     /// The namespace that it names and whose share of slots and memory it counts against; None for admin
@@ -137,7 +135,6 @@ impl Request {
             limited: false,
             buffer: None,
             borrows: false,
-            lent: None,
             charge: 0,
             device: None,
             backend: None,
