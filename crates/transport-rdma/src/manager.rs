@@ -250,6 +250,10 @@ impl Manager {
         private_data: &[u8],
     ) -> Result<(), (Connection, Refusal)> {
         let no_resources = |why: String| Refusal(RejectStatus::NoResources, why);
+        // The host may know that it is admitted before we do: the order has been given, though, if so.
+        if !self.listeners.is_admitting(listener) {
+            self.take_orders();
+        }
         if !self.listeners.is_admitting(listener) {
             return Err((connection, no_resources("nobody is admitted yet".to_owned())));
         }
