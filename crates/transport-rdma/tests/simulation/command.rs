@@ -60,7 +60,10 @@ impl Piece {
         let start = self.part.as_ptr().addr() - self.whole.as_ptr().addr();
         let end = start + self.part.len();
         let around = bytes[..start].iter().chain(&bytes[end..]);
-        assert!(around.copied().all(|byte| byte == UNTOUCHED), "bytes beside the data have changed");
+        assert!(
+            around.copied().all(|byte| byte == UNTOUCHED),
+            "bytes beside the data have changed"
+        );
     }
 }
 
@@ -109,9 +112,11 @@ impl Command {
         let count = if most >= 2 && random.permille(400) { 1 + random.index(most) } else { 1 };
         let pieces = Command::pieces(machine, random, bytes, count)?;
         let invalidate = random.permille(200);
-        let memory = if invalidate { machine.registered_anew() } else { Rc::clone(&machine.memory) };
+        let memory =
+            if invalidate { machine.registered_anew() } else { Rc::clone(&machine.memory) };
         let segments: Vec<_> = pieces.iter().map(|piece| piece.part.clone()).collect();
-        let capsule = Command::capsule(sqe, &memory, &segments, offset, most > 0, invalidate, random);
+        let capsule =
+            Command::capsule(sqe, &memory, &segments, offset, most > 0, invalidate, random);
         let mut command = Command {
             lba,
             blocks,
@@ -177,7 +182,9 @@ impl Command {
             data.extend(bytes);
         }
         let blocks = (self.lba..).zip(data.chunks_exact(BLOCK));
-        blocks.map(|(lba, block)| pattern::read(block, lba).unwrap_or_else(|why| panic!("{why}"))).collect()
+        blocks
+            .map(|(lba, block)| pattern::read(block, lba).unwrap_or_else(|why| panic!("{why}")))
+            .collect()
     }
 
     /// It has been answered: its memory is nobody's business any more.

@@ -22,7 +22,13 @@ pub(crate) struct Fate {
 
 impl Fate {
     pub(crate) fn new(devices: usize) -> Fate {
-        Fate { held: Vec::new(), cut: Vec::new(), not_ready: Vec::new(), ports_down: Vec::new(), devices }
+        Fate {
+            held: Vec::new(),
+            cut: Vec::new(),
+            not_ready: Vec::new(),
+            ports_down: Vec::new(),
+            devices,
+        }
     }
 }
 
@@ -85,7 +91,8 @@ impl Life {
             }
             14 => {
                 self.tell(|| format!("host {guest} resets its controller"));
-                let disable = PropertySet { size: PropertySize::Four, offset: 0x14, value: 0x46_0000 };
+                let disable =
+                    PropertySet { size: PropertySize::Four, offset: 0x14, value: 0x46_0000 };
                 if let Some(controller) = &mut self.guests[guest].controller {
                     controller.admin.send(Life::plain(disable.to_sqe()).as_bytes());
                 }

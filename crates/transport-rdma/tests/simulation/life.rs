@@ -193,14 +193,8 @@ impl Life {
             let Some(cid) = io.free_cid(&mut self.random) else { break };
             self.moment += 1;
             let (random, oracle) = (&mut self.random, &mut self.oracle);
-            let made = Command::random(
-                &guest.machine,
-                random,
-                guest.bounds,
-                cid,
-                oracle,
-                self.moment,
-            );
+            let made =
+                Command::random(&guest.machine, random, guest.bounds, cid, oracle, self.moment);
             let Some((command, capsule)) = made else { break };
             if self.printing {
                 eprintln!(
@@ -264,7 +258,12 @@ impl Life {
         let io = &mut self.guests[guest].queues[index];
         let cid = cqe.cid.get();
         if self.printing {
-            eprintln!("{:>12} qp {} answer {cid} {:?}", self.moment, io.queue.number(), cqe.status());
+            eprintln!(
+                "{:>12} qp {} answer {cid} {:?}",
+                self.moment,
+                io.queue.number(),
+                cqe.status()
+            );
         }
         let command = io.under_way.remove(&cid);
         let Some(command) = command else {
@@ -286,7 +285,9 @@ impl Life {
                 let versions = if success { command.versions() } else { Vec::new() };
                 for (lba, version) in (command.lba..).zip(versions) {
                     let span = (command.sent, self.moment);
-                    self.oracle.returned(0, lba, version, span).unwrap_or_else(|why| panic!("{why}"));
+                    self.oracle
+                        .returned(0, lba, version, span)
+                        .unwrap_or_else(|why| panic!("{why}"));
                 }
                 self.oracle.read_ended(command.sent);
             }
@@ -406,7 +407,9 @@ impl Life {
         let io = self.guests.iter().flat_map(|guest| guest.queues.iter().map(|io| &io.queue));
         let admin = self.guests.iter().filter_map(|guest| guest.controller.as_ref());
         let all = io.chain(admin.map(|controller| &controller.admin));
-        all.filter(|queue| queue.phase == Phase::Connected).map(testkit::rdma::Queue::number).collect()
+        all.filter(|queue| queue.phase == Phase::Connected)
+            .map(testkit::rdma::Queue::number)
+            .collect()
     }
 
     /// A command without data.

@@ -10,7 +10,12 @@
 //!     TIDEGATE_SEED=1154 cargo test -p transport-rdma --test simulation worlds -- --nocapture
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(clippy::cast_possible_truncation, clippy::print_stdout, clippy::print_stderr, missing_docs)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 mod command;
 mod fate;
