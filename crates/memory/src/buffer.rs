@@ -35,7 +35,6 @@ impl Buffer {
     }
 
     /// Lends `len` bytes from `offset`; `None` if they do not lie inside the buffer.
-    #[inline]
     pub fn segment(&self, offset: usize, len: usize) -> Option<Segment> {
         if offset.checked_add(len)? > self.len() {
             return None;
@@ -158,7 +157,6 @@ impl Segment {
     }
 
     /// Another loan, of these bytes of it.
-    #[inline]
     fn another(&self, start: *mut u8, len: u32) -> Segment {
         let owner = match &self.owner {
             Owner::Buffer { pool, block, region } => {
@@ -264,7 +262,6 @@ impl Clone for Segment {
 }
 
 impl Drop for Segment {
-    #[inline]
     fn drop(&mut self) {
         match &self.owner {
             Owner::Buffer { pool, block, .. } => pool.release(*block),
