@@ -33,6 +33,13 @@ pub struct RequestId {
     pub generation: u32,
 }
 
+/// A host as long as it has a queue on a shard; all queues without a Connect have one together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct HostKey {
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+}
+
 impl fmt::Display for ShardIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "shard {}", self.0)

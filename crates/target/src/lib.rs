@@ -33,7 +33,7 @@ pub mod shard;
 pub mod statistics;
 
 pub use action::{ADMIN_IN_CAPSULE, Action, Borrows, CommandRefused, DisconnectReason, QueueInfo};
-pub use handle::{PortId, QueueId, RequestId, ShardIndex};
+pub use handle::{HostKey, PortId, QueueId, RequestId, ShardIndex};
 pub use obligation::forgotten_commands;
 pub use reactor::Instant;
 pub use shard::lending::Lease;

@@ -61,7 +61,7 @@ use block::Completion;
 use memory::{Pool, Segment};
 
 use crate::configuration::Configuration;
-use crate::{Action, Instant, Message, PortId, QueueId, QueueInfo, RequestId, ShardIndex};
+use crate::{Action, HostKey, Instant, Message, PortId, QueueId, QueueInfo, RequestId, ShardIndex};
 use backend::Subsystems;
 use controller::Controller;
 use counters::Counters;
@@ -279,6 +279,12 @@ impl Shard {
             self.counters.queues_refused += 1;
         }
         id
+    }
+
+    /// Whose queue this is.
+    pub fn host_of(&self, queue: QueueId) -> Option<HostKey> {
+        let Key { slot, generation } = self.queues.get(queue)?.host;
+        Some(HostKey { slot, generation })
     }
 
     /// The next thing for this port to do.

@@ -211,6 +211,13 @@ impl Lane {
         self.shared.as_mut().map(|shared| &mut shared.receives)
     }
 
+    /// Whether hardly any receives are posted, because capsules are held: the receives, and how many they are.
+    pub(crate) fn short(&self) -> Option<(&Receives, usize)> {
+        let shared = self.shared.as_ref()?;
+        let all = shared.receives.len();
+        (shared.queue.outstanding() < all / 8).then_some((&shared.receives, all))
+    }
+
     /// Whether it is closing, and nothing of it is in use any more, not even by the manager: what is posted to its shared queue is
     /// nobody's but ours.
     pub(crate) fn may_go(&self) -> bool {

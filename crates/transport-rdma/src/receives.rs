@@ -144,6 +144,11 @@ impl Receives {
         held.next().and_then(|(tag, _)| u32::try_from(tag).ok())
     }
 
+    /// The session of each capsule that is held.
+    pub(crate) fn holders(&self) -> impl Iterator<Item = usize> {
+        self.slots.iter().filter_map(|slot| slot.holder)
+    }
+
     /// The data's buffer, to become a command's. None if it is none by itself.
     pub(crate) fn take_buffer(&mut self, tag: u32) -> Option<Buffer> {
         match &mut self.slots.get_mut(tag as usize)?.data {

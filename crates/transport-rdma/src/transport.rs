@@ -329,6 +329,37 @@ impl RdmaTransport {
         worked
     }
 
+    /// Sees to it that no host keeps the receives of a lane to itself: capsules with data keep theirs until the target has
+    /// room for them. When hardly any are left, others are there, and one host's capsules take more than half, the one
+    /// of its queues that has most is ended.
+    fn share_receives(&mut self) {
+        let mut greedy = None;
+        let shard = self.shard.borrow();
+        let host = |session: usize| shard.host_of(self.sessions.get(session)?.session.queue?);
+        for (index, lane) in &self.lanes {
+            let Some((receives, all)) = lane.short() else { continue };
+            let mut held = HashMap::<usize, usize>::new();
+            for session in receives.holders() {
+                *held.entry(session).or_default() += 1;
+            }
+            let mut hosts = HashMap::new();
+            for (&session, &count) in &held {
+                *hosts.entry(host(session)).or_default() += count;
+            }
+            let most = hosts.into_iter().max_by_key(|(_, count): &(_, usize)| *count);
+            let Some((most, _)) = most.filter(|(_, count)| *count > all / 2) else { continue };
+            let mut here = self.sessions.iter().filter(|(_, served)| served.lane == index);
+            if here.any(|(session, _)| host(session) != most) {
+                let own = held.into_iter().filter(|(session, _)| host(*session) == most);
+                greedy = own.max_by_key(|(_, count)| *count).map(|(session, _)| session);
+            }
+        }
+        drop(shard);
+        if let Some(session) = greedy {
+            self.on_session(session, |it, turn| it.close(CloseReason::TooManyReceives, turn));
+        }
+    }
+
     /// Does what the target wants; whether it wanted anything.
     fn act(&mut self) -> bool {
         let (by_queue, port) = (std::mem::take(&mut self.by_queue), self.port);
@@ -450,6 +481,7 @@ impl Poller for RdmaTransport {
         });
         worked |= self.poll_lanes();
         worked |= self.act();
+        self.share_receives();
         worked |= self.watch();
         Progress::from_worked(worked)
     }

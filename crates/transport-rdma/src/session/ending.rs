@@ -37,6 +37,8 @@ pub(crate) enum CloseReason {
     ShortCapsule(u32),
     /// More commands than the queue has room for.
     TooManyCommands,
+    /// Its host's capsules take more than half of the receives, while others have hardly any.
+    TooManyReceives,
     /// The data of a command is not where it should be.
     NoData,
     /// The device refused.
@@ -55,6 +57,7 @@ impl fmt::Display for CloseReason {
             Self::Work(status) => write!(f, "the device reports: {status}"),
             Self::ShortCapsule(length) => write!(f, "a capsule of {length} bytes holds no command"),
             Self::TooManyCommands => f.write_str("the host sent more commands than fit the queue"),
+            Self::TooManyReceives => f.write_str("the host's capsules take the receives of others"),
             Self::NoData => f.write_str("a command's descriptors do not lead to its data"),
             Self::Device(error) => write!(f, "the device refuses: {error}"),
             Self::Timeout => f.write_str("the host does not take what is sent to it"),
@@ -132,7 +135,10 @@ impl Session {
         let reason = self.reason.get_or_insert(reason);
         let peer = self.peer;
         match reason {
-            CloseReason::ShortCapsule(_) | CloseReason::TooManyCommands | CloseReason::NoData => {
+            CloseReason::ShortCapsule(_)
+            | CloseReason::TooManyCommands
+            | CloseReason::TooManyReceives
+            | CloseReason::NoData => {
                 turn.lane.counters.violations.add(1);
                 info!("{peer}: a queue is ended: {reason}");
             }

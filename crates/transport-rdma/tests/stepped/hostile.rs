@@ -438,7 +438,6 @@ fn hosts_that_vanish_while_they_are_being_connected_leave_nothing() {
 }
 
 #[test]
-#[ignore = "data in capsules that wait for room in the target still keeps the receives that it came by"]
 fn a_greedy_host_with_many_queues_leaves_receives_to_others() {
     let mut options = Options::default();
     options.config.shared_receives = 64;
