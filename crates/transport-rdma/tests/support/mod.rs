@@ -12,7 +12,7 @@ use std::time::Duration;
 use host::{ConnectOptions, Controller, HostIdentity};
 use memory::{Arena, ArenaConfig, Hugepages};
 use nvme::address::TransportType;
-use reactor::{IdlePolicy, Placement, ReactorConfig, Reactors};
+use reactor::{Handle, IdlePolicy, Placement, ReactorConfig, Reactors};
 use target::PortId;
 use testkit::column::{self, on};
 use testkit::peer::{SUBSYSTEM, host_id, host_nqn};
@@ -135,6 +135,10 @@ impl Node {
         assert_eq!(network.bind(address, Duration::ZERO).unwrap(), address);
         network.admit(address);
         Node { fabric, network, address, reactors, _stepper: stepper }
+    }
+
+    pub fn handles(&self) -> &[Handle] {
+        self.reactors.handles()
     }
 
     pub fn connect_options(&self) -> ConnectOptions {
