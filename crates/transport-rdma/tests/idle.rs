@@ -17,10 +17,8 @@ use testkit::Random;
 const WINDOW: Duration = Duration::from_secs(1);
 /// Longer than any answer takes, and far longer than what would wake a reactor that has missed its wake-up.
 const PATIENCE: Duration = Duration::from_secs(20);
-const POLICIES: [IdlePolicy; 2] = [
-    IdlePolicy::Interrupt,
-    IdlePolicy::Adaptive { max_spin: Duration::from_micros(100) },
-];
+const POLICIES: [IdlePolicy; 2] =
+    [IdlePolicy::Interrupt, IdlePolicy::Adaptive { max_spin: Duration::from_micros(100) }];
 
 fn counters(node: &Node) -> Vec<CounterValues> {
     node.handles().iter().map(reactor::Handle::counters).collect()
