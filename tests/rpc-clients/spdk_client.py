@@ -664,7 +664,12 @@ def _(it):
         transport, trtype="TCP", max_queue_depth=64, max_io_qpairs_per_ctrlr=4, in_capsule_data_size=4096, max_io_size=131072
     )
     it.is_refused("nvmf_create_transport -t TCP", -32603, "Transport type 'TCP' already exists")
-    it.is_refused("nvmf_create_transport -t RDMA", -32602, "Invalid parameters", "RDMA")
+    it.is_refused("nvmf_create_transport -t FC", -32602, "Invalid parameters", "FC")
+    # Whether RDMA can be had is the machine's matter; whoever cannot is told why.
+    try:
+        assert it.types("nvmf_create_transport -t RDMA -q 64 -s 512 -r --num-cqe 4096") is True
+    except Refused as refusal:
+        assert "Transport type 'RDMA' cannot be created" in refusal.message, refusal
     it.is_refused("nvmf_create_transport -t TCP -g other", -32602, "tgt_name")
 
 

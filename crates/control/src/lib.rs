@@ -22,4 +22,5 @@ pub mod server;
 pub mod state;
 pub mod statistics;
 pub mod store;
+pub mod transports;
 pub mod waiting;

@@ -64,6 +64,7 @@ impl Level {
 const FLAGS: &[(&str, &str)] = &[
     ("bdev", "block"),
     ("nvmf", "target"),
+    ("nvmf_rdma", "transport_rdma"),
     ("nvmf_tcp", "transport_tcp"),
     ("reactor", "reactor"),
     ("rpc", "control"),

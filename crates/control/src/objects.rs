@@ -3,7 +3,7 @@
 //! default.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use nvme::Nqn;
@@ -180,7 +180,7 @@ pub enum FileMethod {
 /// A transport: it has to be created before there are listeners, as in SPDK.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transport {
-    /// The only one so far: TCP.
+    /// Of what type.
     pub trtype: Trtype,
     /// Commands in flight on one queue; None, as in what follows: what the process settings say, which no client
     /// exceeds.
@@ -195,6 +195,27 @@ pub struct Transport {
     /// Bytes of data of one command.
     #[serde(default)]
     pub max_io_size: Option<u32>,
+    /// Of RDMA: receives of a shared receive queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_srq_depth: Option<u32>,
+    /// Of RDMA: completions of a completion queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_cqe: Option<u32>,
+}
+
+impl Transport {
+    /// One that asks for nothing but what the process settings say.
+    pub fn plain(trtype: Trtype) -> Self {
+        Self {
+            trtype,
+            max_queue_depth: None,
+            max_io_qpairs_per_ctrlr: None,
+            in_capsule_data_size: None,
+            max_io_size: None,
+            max_srq_depth: None,
+            num_cqe: None,
+        }
+    }
 }
 
 /// A type of transport, as stored.
@@ -203,6 +224,8 @@ pub struct Transport {
 pub enum Trtype {
     /// NVMe/TCP
     Tcp,
+    /// NVMe/RDMA
+    Rdma,
 }
 
 impl Trtype {
@@ -210,6 +233,22 @@ impl Trtype {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",
+            Self::Rdma => "RDMA",
+        }
+    }
+
+    /// The transport of this name, as clients and hosts write it.
+    pub fn of_name(name: &str) -> Option<Self> {
+        let mut all = [Self::Tcp, Self::Rdma].into_iter();
+        all.find(|known| known.as_str().eq_ignore_ascii_case(name))
+    }
+}
+
+impl From<Trtype> for TransportType {
+    fn from(trtype: Trtype) -> Self {
+        match trtype {
+            Trtype::Tcp => Self::Tcp,
+            Trtype::Rdma => Self::Rdma,
         }
     }
 }
@@ -372,12 +411,17 @@ pub struct Address {
     pub trsvcid: u16,
 }
 
+impl Address {
+    /// As the system knows it.
+    pub fn socket(&self) -> SocketAddr {
+        SocketAddr::new(self.traddr, self.trsvcid)
+    }
+}
+
 impl From<Address> for TransportAddress {
     fn from(address: Address) -> Self {
-        let trtype = match address.trtype {
-            Trtype::Tcp => TransportType::Tcp,
-        };
-        Self { trtype, traddr: address.traddr, trsvcid: address.trsvcid }
+        let Address { trtype, traddr, trsvcid } = address;
+        Self { trtype: trtype.into(), traddr, trsvcid }
     }
 }
 

@@ -5,8 +5,7 @@
 //! holds up no other change. A failure before the commit to disk leaves everything as it was.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::fmt;
 use std::sync::{Arc, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -14,17 +13,19 @@ use block::BlockDevice;
 use block::file::{FileDevice, FileOptions};
 use block::null::NullDevice;
 use block::ram::{RamDevice, RamOptions};
-use node::Node;
-use target::configuration::{Configuration, ConfigurationError, Limits};
+use node::{Listener, Node, Rdma};
+use target::configuration::{Configuration, ConfigurationError};
 use tokio::sync::Mutex;
+use verbs::{Library, OpenError};
 
 use crate::context_switches::ContextSwitches;
 use crate::layers;
 use crate::logs::Logs;
 use crate::notifications::{Kind, Notifications};
-use crate::objects::{Address, Device, DeviceKind, Direct};
+use crate::objects::{Address, Device, DeviceKind, Direct, Trtype};
 use crate::state::{Opened, State};
 use crate::store::{Store, StoreError};
+use crate::transports::Settings;
 
 /// How long a port or file in use is waited for when a client asks for it. At the start it is longer: then an
 /// earlier daemon that was killed may still hold it.
@@ -55,35 +56,74 @@ pub enum ChangeError<E> {
     Ending,
 }
 
+/// What a change needs and what is there already, before it is made. Dropped, it is given back.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    /// RDMA, if the change creates the transport.
+    pub rdma: Option<Rdma>,
+    /// The addresses that it names.
+    pub listeners: Vec<Listener>,
+}
+
+/// Where RDMA's libraries come from.
+pub struct Libraries(Box<dyn Fn() -> Result<Library, OpenError> + Send + Sync>);
+
+impl Libraries {
+    /// Those that `open` opens.
+    pub fn new(open: impl Fn() -> Result<Library, OpenError> + Send + Sync + 'static) -> Self {
+        Self(Box::new(open))
+    }
+
+    pub(crate) fn open(&self) -> Result<Library, OpenError> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Libraries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Libraries").finish_non_exhaustive()
+    }
+}
+
 /// What is configured and running.
 #[derive(Debug)]
 pub struct Plane {
     node: Node,
     store: Store,
-    /// Of every subsystem: process settings.
-    limits: Limits,
+    settings: Settings,
+    pub(crate) libraries: Libraries,
     logs: Logs,
     notifications: Notifications,
     context_switches: ContextSwitches,
     current: RwLock<Arc<State>>,
     /// Addresses of the current state that could not be bound; see [`crate::waiting`].
     unbound: std::sync::Mutex<BTreeSet<Address>>,
+    /// Why RDMA is waited for, if it is; see [`crate::transports`].
+    pub(crate) rdma_waiting: std::sync::Mutex<Option<String>>,
     /// Held by the change that is being made: what the target serves.
     configuration: Mutex<Arc<Configuration>>,
 }
 
 impl Plane {
     /// The plane of a node that serves nothing yet.
-    pub fn new(node: Node, store: Store, limits: Limits, logs: Logs) -> Arc<Self> {
+    pub fn new(
+        node: Node,
+        store: Store,
+        settings: Settings,
+        libraries: Libraries,
+        logs: Logs,
+    ) -> Arc<Self> {
         Arc::new(Self {
             node,
             store,
-            limits,
+            settings,
+            libraries,
             logs,
             notifications: Notifications::default(),
             context_switches: ContextSwitches::default(),
             current: RwLock::default(),
             unbound: std::sync::Mutex::default(),
+            rdma_waiting: std::sync::Mutex::default(),
             configuration: Mutex::new(Configuration::empty()),
         })
     }
@@ -128,16 +168,16 @@ impl Plane {
         R: Send + 'static,
         E: Send + 'static,
     {
-        self.change_and_accept(Vec::new(), edit).await
+        self.change_prepared(Prepared::default(), edit).await
     }
 
-    /// Makes a change that names the addresses of `listeners`, on which hosts may connect from then on.
+    /// Makes a change that needs what was prepared: RDMA runs then, and hosts may connect to the addresses.
     ///
     /// # Errors
     /// As [`Plane::change`]; then nothing listens there.
-    pub async fn change_and_accept<R, E, F>(
+    pub async fn change_prepared<R, E, F>(
         self: &Arc<Self>,
-        listeners: Vec<node::Listener>,
+        prepared: Prepared,
         edit: F,
     ) -> Result<R, ChangeError<E>>
     where
@@ -146,13 +186,13 @@ impl Plane {
         E: Send + 'static,
     {
         let plane = Arc::clone(self);
-        let task = tokio::task::spawn_blocking(move || plane.make_change(listeners, edit));
+        let task = tokio::task::spawn_blocking(move || plane.make_change(prepared, edit));
         task.await.unwrap_or(Err(ChangeError::Ending))
     }
 
     fn make_change<R, E>(
         &self,
-        listeners: Vec<node::Listener>,
+        prepared: Prepared,
         edit: impl FnOnce(&mut State) -> Result<R, E>,
     ) -> Result<R, ChangeError<E>> {
         let mut serving = self.configuration.blocking_lock();
@@ -168,9 +208,10 @@ impl Plane {
         // Before the reactors are called: so those that sleep while commands wait for a limit see the new one.
         after.enforce_limits(&before, self.node.shards());
         self.alter_devices(&before, &after);
-        let taken = self.put_in_force(&mut serving, &steps);
+        let added = prepared.rdma.map_or(Ok(()), |rdma| self.node.add_rdma(rdma));
+        let taken = added.and(self.put_in_force(&mut serving, &steps));
         // Within the change: whoever removes an address next has to find its listener in order to close it.
-        for listener in listeners {
+        for listener in prepared.listeners {
             self.node.accept_on(listener);
         }
         self.close_listeners(&before, &after);
@@ -227,7 +268,7 @@ impl Plane {
     fn close_listeners(&self, before: &State, after: &State) {
         for address in before.listeners.keys() {
             if !after.listeners.contains_key(address) && !self.lock_unbound().remove(address) {
-                self.node.unlisten(socket(*address));
+                self.node.unlisten((*address).into());
             }
         }
     }
@@ -242,7 +283,7 @@ impl Plane {
     }
 
     /// Hosts may connect to an address that was waited for, unless it has been removed in the meantime.
-    pub async fn bound(&self, address: Address, listener: node::Listener) {
+    pub async fn bound(&self, address: Address, listener: Listener) {
         let _no_change = self.configuration.lock().await;
         if self.lock_unbound().remove(&address) {
             self.node.accept_on(listener);
@@ -256,23 +297,24 @@ impl Plane {
 
     /// Binds an address that is about to be named, unless some subsystem names it already, waiting up to `patience`
     /// for one that is in use: by an earlier daemon, by a listener that is being closed, or by another client's
-    /// call that is about to name it.
+    /// call that is about to name it. `rdma` is that which is about to be created.
     ///
     /// # Errors
     /// The system's, naming the address.
     pub async fn bind_new(
-        &self,
+        self: &Arc<Self>,
         address: Address,
+        rdma: Option<&Rdma>,
         patience: Duration,
-    ) -> Result<Option<node::Listener>, node::BindError> {
+    ) -> Result<Option<Listener>, node::BindError> {
         let until = Instant::now() + patience;
         loop {
             if self.listens(address) {
                 return Ok(None);
             }
-            match self.bind(address).await {
+            match self.bind(address, rdma).await {
                 Ok(listener) => return Ok(Some(listener)),
-                Err(error) if error.source.kind() != ErrorKind::AddrInUse => return Err(error),
+                Err(error) if !error.is_in_use() => return Err(error),
                 Err(_) if Instant::now() < until => tokio::time::sleep(RETRY).await,
                 Err(_) if self.listens(address) => return Ok(None),
                 Err(error) => return Err(error),
@@ -280,16 +322,22 @@ impl Plane {
         }
     }
 
-    /// Binds an address.
+    /// Binds an address; with `rdma`, unless the node has its own.
     ///
     /// # Errors
     /// The system's, naming the address.
-    pub async fn bind(&self, address: Address) -> Result<node::Listener, node::BindError> {
-        let bind = move || node::Listener::bind(socket(address), Duration::ZERO);
-        tokio::task::spawn_blocking(bind).await.unwrap_or_else(|_| {
-            let source = ErrorKind::Interrupted.into();
-            Err(node::BindError { address: socket(address), source })
-        })
+    pub async fn bind(
+        self: &Arc<Self>,
+        address: Address,
+        rdma: Option<&Rdma>,
+    ) -> Result<Listener, node::BindError> {
+        let (plane, rdma) = (Arc::clone(self), rdma.cloned());
+        let bind = move || match rdma.filter(|_| address.trtype == Trtype::Rdma) {
+            Some(rdma) => rdma.bind(address.socket(), Duration::ZERO),
+            None => plane.node.bind(address.into(), Duration::ZERO),
+        };
+        let bound = tokio::task::spawn_blocking(bind).await;
+        bound.unwrap_or_else(|_| Err(node::BindError::Interrupted(address.into())))
     }
 
     /// Opens a device that is about to be configured, waiting up to `patience` for one that is in use.
@@ -328,7 +376,7 @@ impl Plane {
     }
 
     /// Serves this state, which is what the store holds. With `lenient`, an address that cannot be had after
-    /// `patience` is left out with a warning, to be tried again.
+    /// `patience` is left out with a warning, to be tried again; one of RDMA is so in any case.
     ///
     /// # Errors
     /// The target refuses it, or an address cannot be listened on.
@@ -339,18 +387,24 @@ impl Plane {
         lenient: bool,
     ) -> Result<Arc<Configuration>, BeginError> {
         let mut serving = self.configuration.blocking_lock();
-        state.limits = self.limits;
+        state.settings = self.settings.clone();
         let steps = state.steps(&State::default(), &serving)?;
         state.enforce_limits(&State::default(), self.node.shards());
         self.put_in_force(&mut serving, &steps)?;
         let configuration = Arc::clone(&serving);
+        self.begin_rdma(&state)?;
         // Before any of them accepts: no host is to find half of it.
         let mut listeners = Vec::new();
         for address in state.listeners.keys() {
-            match node::Listener::bind(socket(*address), patience) {
+            // No device of the network is a reason not to serve over the others.
+            let lenient = lenient || address.trtype == Trtype::Rdma;
+            match self.node.bind((*address).into(), patience) {
                 Ok(listener) => listeners.push(listener),
                 Err(error) if lenient => {
-                    tracing::warn!("{error}; it is tried again until it can be had");
+                    // That RDMA is not there has been said.
+                    if !matches!(error, node::BindError::NoTransport(_)) {
+                        tracing::warn!("{error}; it is tried again until it can be had");
+                    }
                     self.lock_unbound().insert(*address);
                 }
                 Err(error) => return Err(error.into()),
@@ -427,11 +481,6 @@ fn retire_devices(before: &State, after: &State) {
             device.retire();
         }
     }
-}
-
-/// The address as the system knows it.
-fn socket(address: Address) -> SocketAddr {
-    SocketAddr::new(address.traddr, address.trsvcid)
 }
 
 /// Opens a device that is no layer, waiting up to `patience` for one that is in use. May block.

@@ -23,6 +23,7 @@ use crate::objects::{
 };
 use crate::statistics::DeviceStatistics;
 use crate::store::Change;
+use crate::transports::Settings;
 
 /// A configured device and, if it could be opened, the device itself.
 #[derive(Clone)]
@@ -79,8 +80,8 @@ pub struct State {
     pub referrals: BTreeMap<(Address, Nqn), Arc<Referral>>,
     /// The numbers by which the target knows the addresses of all subsystems.
     pub listeners: BTreeMap<Address, ListenerId>,
-    /// Bounds of every subsystem: process settings, not kept.
-    pub limits: Limits,
+    /// Process settings, not kept.
+    pub settings: Settings,
 }
 
 /// Where an object is kept.
@@ -378,19 +379,6 @@ impl State {
         Ok(())
     }
 
-    /// What is in force on a transport: what its creator asked for, as far as the process settings allow.
-    pub fn transport_limits(&self, trtype: Trtype) -> Limits {
-        let Some(transport) = self.transports.get(&trtype) else { return self.limits };
-        let Limits { queue_depth, io_queues, in_capsule, max_transfer, .. } = self.limits;
-        Limits {
-            queue_depth: transport.max_queue_depth.map_or(queue_depth, |it| it.min(queue_depth)),
-            io_queues: transport.max_io_qpairs_per_ctrlr.map_or(io_queues, |it| it.min(io_queues)),
-            in_capsule: transport.in_capsule_data_size.map_or(in_capsule, |it| it.min(in_capsule)),
-            max_transfer: transport.max_io_size.map_or(max_transfer, |it| it.min(max_transfer)),
-            ..self.limits
-        }
-    }
-
     fn options(&self, subsystem: &Subsystem) -> SubsystemOptions {
         let defaults = SubsystemOptions::default();
         let listeners = || {
@@ -405,10 +393,7 @@ impl State {
             hosts: if subsystem.allow_any_host { Hosts::Any } else { hosts(&subsystem.hosts) },
             reach: listeners().map(|(id, _)| id).collect::<Reach>(),
             ana: subsystem.ana_reporting.then(ana),
-            limits: Limits {
-                max_namespaces: subsystem.max_namespaces,
-                ..self.transport_limits(Trtype::Tcp)
-            },
+            limits: Limits { max_namespaces: subsystem.max_namespaces, ..self.limits() },
             firmware: defaults.firmware,
         }
     }

@@ -1,5 +1,5 @@
-//! What could not be had when the node started: devices that cannot be opened, addresses that cannot be listened on.
-//! The rest serves; these are tried again, on a thread that may block, until they come or are removed.
+//! What could not be had when the node started: devices that cannot be opened, RDMA, addresses that cannot be listened
+//! on. The rest serves; these are tried again, on a thread that may block, until they come or are removed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ pub async fn try_again_and_again(plane: Arc<Plane>) {
     loop {
         tokio::time::sleep(INTERVAL).await;
         try_devices(&plane).await;
+        try_rdma(&plane).await;
         try_listeners(&plane).await;
     }
 }
@@ -37,10 +38,18 @@ async fn try_devices(plane: &Arc<Plane>) {
     }
 }
 
+async fn try_rdma(plane: &Arc<Plane>) {
+    if plane.rdma_waiting().is_some() {
+        let plane = Arc::clone(plane);
+        // It can only fail because the process ends.
+        let _ = tokio::task::spawn_blocking(move || plane.try_rdma()).await;
+    }
+}
+
 async fn try_listeners(plane: &Arc<Plane>) {
     let addresses: Vec<Address> = plane.unbound();
     for address in addresses {
-        if let Ok(listener) = plane.bind(address).await {
+        if let Ok(listener) = plane.bind(address, None).await {
             plane.bound(address, listener).await;
         }
     }

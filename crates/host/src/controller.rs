@@ -6,7 +6,7 @@
 //! holds the controller sends Keep Alive in time; dropping it closes the admin connection, upon which the controller ends.
 
 use crate::error::HostError;
-use crate::identity::HostIdentity;
+use crate::options::ConnectOptions;
 use crate::queue::{Completion, Queue, Settings, SlotId, Transfer, deadline_after};
 use nvme::address::TransportType;
 use nvme::admin::{self, GetFeatures, GetLogPage, Identify, SetFeatures};
@@ -25,10 +25,9 @@ use nvme::register::{
     Capabilities, Configuration, ControllerStatus, Property, ShutdownNotification, ShutdownStatus,
     Version,
 };
-use nvme::{Cqe, Nqn, Sqe, Status};
+use nvme::{Cqe, Sqe, Status};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-use verbs::Library;
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Entries of the admin submission queue: what every controller has.
@@ -44,49 +43,6 @@ const RECORDS_MAX: usize = 65_536;
 /// Between two looks at CSTS.
 const STATUS_INTERVAL: Duration = Duration::from_millis(5);
 
-/// To which controller, and as whom.
-#[derive(Debug, Clone)]
-pub struct ConnectOptions {
-    /// How: TCP or RDMA.
-    pub transport: TransportType,
-    /// The libraries that RDMA needs; `None`: those of this machine.
-    pub rdma: Option<Library>,
-    /// Address of the subsystem's listener.
-    pub address: SocketAddr,
-    /// The subsystem.
-    pub subsystem: Nqn,
-    /// Who asks.
-    pub host: HostIdentity,
-    /// Ask for header digests (TCP).
-    pub header_digest: bool,
-    /// Ask for data digests (TCP).
-    pub data_digest: bool,
-    /// Ask the controller not to keep SQHD.
-    pub disable_sq_flow_control: bool,
-    /// Keep Alive Timeout; zero for none. Whoever holds the controller then calls [`Controller::keep_alive`] more often.
-    pub keep_alive: Duration,
-    /// Limit for connecting and for each admin command.
-    pub timeout: Duration,
-}
-
-impl ConnectOptions {
-    /// Over TCP, no digests, flow control on, Keep Alive within 15 s, 10 s for each step.
-    pub fn new(address: SocketAddr, subsystem: Nqn, host: HostIdentity) -> Self {
-        Self {
-            transport: TransportType::Tcp,
-            rdma: None,
-            address,
-            subsystem,
-            host,
-            header_digest: false,
-            data_digest: false,
-            disable_sq_flow_control: false,
-            keep_alive: Duration::from_secs(15),
-            timeout: Duration::from_secs(10),
-        }
-    }
-}
-
 /// See the module's description.
 #[derive(Debug)]
 pub struct Controller {
@@ -101,9 +57,7 @@ pub struct Controller {
 impl Controller {
     /// Connects, enables the controller and identifies it.
     pub fn connect(mut options: ConnectOptions) -> Result<Self, HostError> {
-        if options.transport == TransportType::Rdma && options.rdma.is_none() {
-            options.rdma = Some(Library::open()?);
-        }
+        options.open_libraries()?;
         let settings = Settings {
             // One entry of a submission queue stays empty.
             depth: ADMIN_ENTRIES - 1,
@@ -112,7 +66,7 @@ impl Controller {
             header_digest: options.header_digest,
             data_digest: options.data_digest,
         };
-        let mut queue = open_transport(&options, settings, Request::new(0, ADMIN_ENTRIES, 0))?;
+        let mut queue = options.open_queue(settings, Request::new(0, ADMIN_ENTRIES, 0))?;
         let result = connect_queue(&mut queue, &options, 0, ADMIN_ENTRIES - 1, CNTLID_DYNAMIC)?;
         if result.authreq.ascr || result.authreq.atr {
             return Err(HostError::Unsupported {
@@ -319,7 +273,7 @@ impl Controller {
             data_digest: self.options.data_digest,
         };
         let request = Request::new(qid, sqsize.saturating_add(1), self.cntlid);
-        let mut queue = open_transport(&options, settings, request)?;
+        let mut queue = options.open_queue(settings, request)?;
         connect_queue(&mut queue, &options, qid, sqsize, self.cntlid)?;
         Ok(queue)
     }
@@ -537,22 +491,6 @@ impl Controller {
             }
             other => other,
         }
-    }
-}
-
-/// Makes the connection of a queue. `request` says over RDMA what the Connect command will say.
-fn open_transport(
-    options: &ConnectOptions,
-    settings: Settings,
-    request: Request,
-) -> Result<Queue, HostError> {
-    let (address, timeout) = (options.address, options.timeout);
-    match (options.transport, &options.rdma) {
-        (TransportType::Tcp, _) => Queue::connect(address, settings, timeout),
-        (TransportType::Rdma, Some(library)) => {
-            Queue::connect_rdma(library, address, settings, request, timeout)
-        }
-        (other, _) => Err(HostError::Transport(other)),
     }
 }
 

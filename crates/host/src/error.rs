@@ -48,7 +48,7 @@ pub enum HostError {
         during: &'static str,
     },
     /// Something was not answered in time.
-    #[error("{address} did not answer {what} within {} s: check the target, or with -t that it speaks this transport on this port", .after.as_secs_f64())]
+    #[error("{address} did not answer {what} within {} s: check the target, or that it speaks NVMe/TCP (with -t rdma: NVMe/RDMA) on this port", .after.as_secs_f64())]
     Timeout {
         /// The peer.
         address: SocketAddr,
@@ -313,7 +313,7 @@ fn unreachable_text(address: SocketAddr, source: &io::Error) -> String {
     }
     if matches!(Errno::from_io_error(source), Some(Errno::NODEV | Errno::ADDRNOTAVAIL)) {
         return format!(
-            "no RDMA device of this machine leads to {address}: check -a, and with rdma link what devices there are (docs/rdma.md)"
+            "no RDMA device of this machine leads to {address}: check -a, and with rdma link which devices there are"
         );
     }
     match source.kind() {

@@ -1,13 +1,15 @@
 //! An NVMe-oF initiator in user space: what perf, discover, identify and the tests are built on.
 //!
-//! Two layers. A [`Queue`] is submitted to and polled, and never blocks: it moves commands and data for many I/Os with one
-//! system call each way. It is a [`Machine`], which knows NVMe/TCP and no socket, and a socket that knows nothing else; a
-//! queue over another transport offers the same methods beside it. A [`Controller`] is the blocking side: it connects,
-//! enables, identifies, reads logs, and opens queues.
+//! Two layers. A [`Queue`] is submitted to and polled, and never blocks. Over TCP it moves commands and data for many I/Os with one
+//! system call each way: it is a [`Machine`], which knows NVMe/TCP and no socket, and a socket that knows nothing else. Over RDMA
+//! it is an endpoint of [`verbs`], whose memory the controller reads and writes; both keep the same book of slots. A
+//! [`Controller`] is the blocking side: it connects, enables, identifies, reads logs, and opens queues.
 //!
 //! Any thread may own a queue or a controller, one at a time. Memory for data belongs to the queue's slots, so that no
-//! command can outlive its buffer and nothing is allocated per I/O. Rejected: buffers of the caller (lifetimes that last
-//! until the peer answers cannot be expressed safely), an asynchronous runtime (a wake-up per I/O where a batch is wanted).
+//! command can outlive its buffer and nothing is allocated per I/O. Events of an RDMA connection are handled by whoever owns
+//! the queue, when it sleeps or something fails. Rejected: buffers of the caller (lifetimes that last until the peer answers
+//! cannot be expressed safely), an asynchronous runtime (a wake-up per I/O where a batch is wanted), a thread for events of
+//! connections (a lock between it and every queue).
 //!
 //! ```no_run
 //! use host::{ConnectOptions, Controller, HostIdentity, Transfer};
@@ -42,11 +44,13 @@
 mod controller;
 mod error;
 mod identity;
+mod options;
 mod queue;
 mod socket;
 
-pub use controller::{ConnectOptions, Controller};
+pub use controller::Controller;
 pub use error::{HostError, ProtocolError, RequestError};
 pub use identity::{HOSTID_FILE, HOSTNQN_FILE, HostIdentity};
+pub use options::ConnectOptions;
 pub use queue::{Completion, DEPTH_MAX, Machine, Queue, Settings, SlotId, Transfer};
 pub use socket::SystemCalls;

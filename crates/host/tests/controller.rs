@@ -8,28 +8,18 @@
     missing_docs
 )]
 
+mod answers;
 mod stub;
 mod wire;
 
-use host::{ConnectOptions, Controller, HostError, HostIdentity, Transfer};
+use answers::{BLOCK, IN_CAPSULE, SUBSYSTEM, Script, options};
+use host::{ConnectOptions, Controller, HostError, Transfer};
+use nvme::Status;
 use nvme::fabrics::ConnectField;
 use nvme::io::{Command as Io, Transfer as Blocks};
-use nvme::{HostId, Nqn, Status};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
-use stub::{BLOCK, Script, Stub};
-
-const SUBSYSTEM: &str = "nqn.2026-11.io.tidegate:stub";
-
-fn options(address: SocketAddr) -> ConnectOptions {
-    let host = HostIdentity {
-        nqn: "nqn.2014-08.org.nvmexpress:uuid:6b2a8a2e-3a1b-4f0e-9f7d-0a4c6f5b7c11"
-            .parse()
-            .unwrap(),
-        id: HostId([9; 16]),
-    };
-    ConnectOptions::new(address, SUBSYSTEM.parse::<Nqn>().unwrap(), host)
-}
+use stub::Stub;
 
 #[test]
 fn blocks_come_back_as_written_at_any_size_with_and_without_digests() {
@@ -43,7 +33,7 @@ fn blocks_come_back_as_written_at_any_size_with_and_without_digests() {
         let mut controller = Controller::connect(options).unwrap();
         assert_eq!(controller.digests(), (header_digest, data_digest));
         assert_eq!(controller.cntlid(), 17);
-        assert_eq!(controller.in_capsule(), stub::IN_CAPSULE);
+        assert_eq!(controller.in_capsule(), IN_CAPSULE);
         assert_eq!(controller.max_transfer(), Some(128 * 1024));
         assert_eq!(controller.request_queues(8).unwrap(), 4);
         let mut queue = controller.open_queue(1, 8, 128 * 1024).unwrap();
@@ -57,7 +47,7 @@ fn blocks_come_back_as_written_at_any_size_with_and_without_digests() {
             let write = Io::Write(Blocks::new(3, blocks)).to_sqe(1);
             let ended = queue.call(slot, write, Transfer::Write(length), limit, "a write").unwrap();
             assert!(ended.cqe.status().is_success());
-            assert_eq!(stub.disk.lock().unwrap()[3 * BLOCK..3 * BLOCK + bytes], data);
+            assert_eq!(stub.state.disk.lock().unwrap()[3 * BLOCK..3 * BLOCK + bytes], data);
             queue.data_mut(slot).fill(0);
             let read = Io::Read(Blocks::new(3, blocks)).to_sqe(1);
             let ended = queue.call(slot, read, Transfer::Read(length), limit, "a read").unwrap();

@@ -7,7 +7,9 @@ use std::rc::Rc;
 use memory::Pool;
 use reactor::{Instant, Local, Poller, Progress};
 use target::{Message, Shard, ShardIndex};
+use transport_rdma::RdmaTransport;
 
+use super::RDMA;
 use super::inbox::{Census, Inbox, Letter};
 
 /// Letters opened in a turn.
@@ -65,6 +67,12 @@ impl ShardPoller {
                     };
                     // Whoever asked may have given up waiting.
                     let _ = done.send(result);
+                }
+                Letter::AddRdma(network, done) => {
+                    drop(shard);
+                    let shard = Rc::clone(&self.shard);
+                    RdmaTransport::start(&network, &self.local, shard, &self.pool, RDMA);
+                    let _ = done.send(Ok(()));
                 }
                 Letter::BeginShutdown => shard.begin_shutdown(),
                 Letter::Drained(answer) => {

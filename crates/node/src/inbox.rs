@@ -12,6 +12,7 @@ use target::Message;
 use target::configuration::Configuration;
 use target::shard::counters::Counters;
 use target::shard::report::{ControllerReport, Page, QueueReport};
+use transport_rdma::RdmaNetwork;
 
 /// Letters that wait for one shard. A sender that finds it full keeps its letter.
 const CAPACITY: usize = 4096;
@@ -23,6 +24,8 @@ pub(super) enum Letter {
     Shard(Message),
     /// The configuration to serve from now on; acknowledged when it is in force here.
     Configure(Arc<Configuration>, Sender<Result<(), String>>),
+    /// Serve hosts over RDMA, too; acknowledged when the transport is there.
+    AddRdma(RdmaNetwork, Sender<Result<(), String>>),
     /// Refuse what is new, finish what is in flight.
     BeginShutdown,
     /// What is still in flight, if anything.

@@ -7,26 +7,30 @@
 
 mod column;
 mod inbox;
+mod transports;
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use memory::{Arena, ArenaConfig, ArenaReport, Hugepages, SLAB_SIZE};
+use memory::{Arena, ArenaConfig, ArenaReport, Hugepages, SLAB_SIZE, SharedMemory};
+use nvme::address::{TransportAddress, TransportType};
 pub use reactor::CounterValues as ReactorCounters;
 use reactor::{IdlePolicy, Local, Placement, ReactorConfig, ReactorError, Reactors};
 use target::configuration::Configuration;
 use target::shard::report::{ControllerReport, Page, QueueReport};
 use target::{PortId, Shard, ShardConfig, ShardIndex, ShardLimits};
-pub use transport_tcp::{BindError, Listener};
+use transport_rdma::{RdmaConfig, RdmaError, RdmaNetwork};
 use transport_tcp::{CounterValues, TcpConfig, TcpNetwork, TcpTransport};
+use verbs::Library;
 
 use column::{ShardPoller, shard_time};
 pub use inbox::Census;
 use inbox::{Inbox, Letter};
+use transports::Taken;
+pub use transports::{BindError, Listener, Rdma};
 
 /// Threads for work that may block, shared by all reactors.
 const WORKERS: usize = 4;
@@ -39,6 +43,8 @@ const LAST_WORD: Duration = Duration::from_millis(250);
 const FAREWELL: Duration = Duration::from_secs(2);
 /// The TCP transport's port at every shard.
 const TCP: PortId = PortId(0);
+/// The RDMA transport's.
+const RDMA: PortId = PortId(1);
 
 /// What a node is made of.
 #[derive(Debug)]
@@ -78,6 +84,9 @@ pub enum NodeError {
     /// An address cannot be listened on.
     #[error(transparent)]
     Listen(#[from] BindError),
+    /// There is no RDMA on this machine now.
+    #[error(transparent)]
+    Rdma(#[from] RdmaError),
 }
 
 /// What did not end in time: one line that names it all.
@@ -92,7 +101,13 @@ pub struct Node {
     /// Behind a lock for the one who ends them.
     reactors: Mutex<Reactors>,
     inboxes: Vec<Inbox>,
+    /// Chooses a reactor for each connection, whatever its transport.
+    placement: Placement,
     tcp: TcpNetwork,
+    /// Once it was added.
+    rdma: OnceLock<Rdma>,
+    /// What is in force.
+    configured: Mutex<Arc<Configuration>>,
     /// The core and the idle policy of each reactor.
     places: Vec<(Option<usize>, IdlePolicy)>,
 }
@@ -122,8 +137,8 @@ impl Node {
         let places = config.reactors.iter().map(|it| (it.core, it.idle)).collect();
         let reactors = reactor::spawn(config.reactors, WORKERS)?;
         let inboxes: Vec<_> = reactors.handles().iter().cloned().map(Inbox::new).collect();
-        let tcp =
-            TcpNetwork::new(config.tcp, reactors.handles(), Placement::new(reactors.handles()));
+        let placement = Placement::new(reactors.handles());
+        let tcp = TcpNetwork::new(config.tcp, reactors.handles(), placement.clone());
         let mut acknowledged = Vec::new();
         for handle in reactors.handles() {
             let (done, answer) = mpsc::channel();
@@ -142,7 +157,45 @@ impl Node {
             acknowledged.push((handle.index(), answer));
         }
         collect(acknowledged)?;
-        Ok(Node { arena, reactors: Mutex::new(reactors), inboxes, tcp, places })
+        let (reactors, rdma) = (Mutex::new(reactors), OnceLock::new());
+        let configured = Mutex::new(Configuration::empty());
+        Ok(Node { arena, reactors, inboxes, placement, tcp, rdma, configured, places })
+    }
+
+    /// Starts RDMA for this node: addresses can be taken, and no host is served before [`Node::add_rdma`].
+    ///
+    /// # Errors
+    /// [`NodeError::Rdma`], with what to do about it.
+    pub fn prepare_rdma(&self, config: RdmaConfig, library: Library) -> Result<Rdma, NodeError> {
+        let reactors: Vec<_> = self.inboxes.iter().map(|it| it.reactor().clone()).collect();
+        let (arena, placement) = (self.arena.clone(), self.placement.clone());
+        Ok(Rdma::new(RdmaNetwork::start(config, library, arena, placement, &reactors)?))
+    }
+
+    /// Has every reactor serve hosts over RDMA from now on. A node that does so already goes on with what it has.
+    ///
+    /// # Errors
+    /// [`NodeError::Silent`].
+    pub fn add_rdma(&self, rdma: Rdma) -> Result<(), NodeError> {
+        let network = rdma.network().clone();
+        if self.rdma.set(rdma).is_err() {
+            return Ok(());
+        }
+        network.lend(media(&self.configured.lock().unwrap_or_else(PoisonError::into_inner)));
+        collect(self.ask(|done| Letter::AddRdma(network.clone(), done))?)
+    }
+
+    /// Both at once.
+    ///
+    /// # Errors
+    /// As both.
+    pub fn start_rdma(&self, config: RdmaConfig, library: Library) -> Result<(), NodeError> {
+        self.add_rdma(self.prepare_rdma(config, library)?)
+    }
+
+    /// RDMA, if the node serves hosts over it.
+    pub fn rdma(&self) -> Option<&Rdma> {
+        self.rdma.get()
     }
 
     /// Puts a configuration in force on every reactor; back when it is.
@@ -150,7 +203,13 @@ impl Node {
     /// # Errors
     /// [`NodeError`] if a reactor cannot open what it names.
     pub fn configure(&self, configuration: &Arc<Configuration>) -> Result<(), NodeError> {
-        collect(self.ask(|done| Letter::Configure(Arc::clone(configuration), done))?)
+        collect(self.ask(|done| Letter::Configure(Arc::clone(configuration), done))?)?;
+        let mut configured = self.configured.lock().unwrap_or_else(PoisonError::into_inner);
+        configured.clone_from(configuration);
+        if let Some(rdma) = self.rdma() {
+            rdma.network().lend(media(configuration));
+        }
+        Ok(())
     }
 
     /// Listens on these addresses, waiting up to `patience` for each that is still in use. None accepts
@@ -161,26 +220,49 @@ impl Node {
     /// [`NodeError::Listen`], naming the address.
     pub fn listen(
         &self,
-        addresses: &[SocketAddr],
+        addresses: &[TransportAddress],
         patience: Duration,
-    ) -> Result<Vec<SocketAddr>, NodeError> {
-        let listeners = addresses.iter().map(|&address| Listener::bind(address, patience));
+    ) -> Result<Vec<TransportAddress>, NodeError> {
+        let listeners = addresses.iter().map(|address| self.bind(*address, patience));
         let listeners: Vec<_> = listeners.collect::<Result<_, _>>()?;
         let addresses = listeners.iter().map(Listener::address).collect();
         for listener in listeners {
-            self.tcp.listen(listener);
+            self.accept_on(listener);
         }
         Ok(addresses)
     }
 
+    /// Takes an address, waiting up to `patience` for one in use. **Blocks.**
+    ///
+    /// # Errors
+    /// [`BindError`], naming the address.
+    pub fn bind(
+        &self,
+        address: TransportAddress,
+        patience: Duration,
+    ) -> Result<Listener, BindError> {
+        match (address.trtype, self.rdma()) {
+            (TransportType::Tcp, _) => Listener::tcp(address.socket(), patience),
+            (TransportType::Rdma, Some(rdma)) => rdma.bind(address.socket(), patience),
+            _ => Err(BindError::NoTransport(address)),
+        }
+    }
+
     /// Accepts hosts on a listener from now on.
     pub fn accept_on(&self, listener: Listener) {
-        self.tcp.listen(listener);
+        match listener.0 {
+            Taken::Tcp(listener) => self.tcp.listen(listener),
+            Taken::Rdma(listener) => listener.admit(),
+        }
     }
 
     /// Closes the listener on an address soon; its connections stay.
-    pub fn unlisten(&self, address: SocketAddr) {
-        self.tcp.unlisten(address);
+    pub fn unlisten(&self, address: TransportAddress) {
+        match (address.trtype, self.rdma()) {
+            (TransportType::Tcp, _) => self.tcp.unlisten(address.socket()),
+            (TransportType::Rdma, Some(rdma)) => rdma.network().unlisten(address.socket()),
+            _ => {}
+        }
     }
 
     /// Memory for data in flight.
@@ -193,8 +275,14 @@ impl Node {
         self.tcp.total()
     }
 
-    /// NVMe/TCP connections being served.
+    /// Connections being served, over NVMe/TCP and over NVMe/RDMA.
     pub fn connections(&self) -> usize {
+        let over_rdma = self.rdma().map_or(0, |rdma| rdma.network().connections());
+        self.tcp_connections().saturating_add(over_rdma)
+    }
+
+    /// NVMe/TCP connections being served.
+    pub fn tcp_connections(&self) -> usize {
         self.tcp.connections()
     }
 
@@ -258,9 +346,12 @@ impl Node {
         }
         let mut stuck = self.wait_while(until, |node| node.undrained(until));
         self.tcp.shutdown();
+        if let Some(rdma) = self.rdma() {
+            rdma.network().shutdown();
+        }
         // Answers that are on their way leave before the connections close.
         let farewell = if stuck.is_empty() { until.max(Instant::now() + FAREWELL) } else { until };
-        let open = self.wait_while(farewell, |node| match node.tcp.connections() {
+        let open = self.wait_while(farewell, |node| match node.connections() {
             0 => Vec::new(),
             open => vec![format!("{open} hosts do not take what was sent to them")],
         });
@@ -273,6 +364,10 @@ impl Node {
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
         if let Err(error) = reactors.join(left) {
             stuck.push(error.to_string());
+        }
+        // Last: it destroys what the reactors let go of.
+        if let Some(rdma) = self.rdma() {
+            rdma.network().stop();
         }
         if stuck.is_empty() { Ok(()) } else { Err(Stuck(stuck)) }
     }
@@ -320,6 +415,12 @@ impl Node {
         }
         Ok(answers)
     }
+}
+
+/// The memory that devices consist of.
+fn media(configuration: &Configuration) -> Vec<Arc<SharedMemory>> {
+    let namespaces = configuration.subsystems().iter().flat_map(|it| it.namespaces());
+    namespaces.filter_map(|it| it.device()?.medium().cloned()).collect()
 }
 
 /// Posts a letter, waiting for room until then; whether it went.

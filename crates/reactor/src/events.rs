@@ -28,6 +28,9 @@ bitflags! {
         const READ = 1;
         /// There is room to write.
         const WRITE = 2;
+        /// Only to be woken from sleep: while the reactor is awake its owner finds out for itself, and the kernel need not
+        /// be asked on its behalf.
+        const SLEEP = 4;
     }
 
     /// What a descriptor is ready for.
@@ -86,6 +89,8 @@ struct Entry {
     /// Tells events of this registration from late ones of the key's former owner.
     generation: u16,
     registered: bool,
+    /// It is of interest while the reactor is awake, too.
+    awake: bool,
     queued: bool,
     readiness: Readiness,
 }
@@ -161,7 +166,7 @@ impl Epoll {
         Ok(())
     }
 
-    /// Whether any component has a descriptor here. If not, there is nothing to ask the kernel for
+    /// Whether any component has a descriptor here that is of interest while the reactor is awake. If not, there is nothing to ask the kernel for
     /// while awake: the inbox and the ring are looked at directly.
     pub(crate) fn is_used(&self) -> bool {
         self.registered.get() > 0
@@ -283,6 +288,7 @@ impl EventSource {
                     return None;
                 }
                 entry.registered = true;
+                entry.awake = !interest.contains(Interest::SLEEP);
                 Some(entry.generation)
             })
             .flatten()
@@ -293,7 +299,8 @@ impl EventSource {
             self.with(|source| source.entry(key).map(|entry| entry.registered = false));
             return Err(error.into());
         }
-        self.epoll.registered.set(self.epoll.registered.get() + 1);
+        let awake = usize::from(!interest.contains(Interest::SLEEP));
+        self.epoll.registered.set(self.epoll.registered.get() + awake);
         Ok(())
     }
 
@@ -319,16 +326,17 @@ impl EventSource {
     /// # Errors
     /// The system's, and `NotFound` if the key is not in use.
     pub fn deregister(&self, fd: impl AsFd, key: u32) -> io::Result<()> {
-        self.with(|source| {
-            let entry = source.entry(key).filter(|entry| entry.registered)?;
-            entry.registered = false;
-            entry.generation = entry.generation.wrapping_add(1);
-            entry.readiness = Readiness::empty();
-            Some(())
-        })
-        .flatten()
-        .ok_or(io::ErrorKind::NotFound)?;
-        self.epoll.registered.set(self.epoll.registered.get().saturating_sub(1));
+        let awake = self
+            .with(|source| {
+                let entry = source.entry(key).filter(|entry| entry.registered)?;
+                entry.registered = false;
+                entry.generation = entry.generation.wrapping_add(1);
+                entry.readiness = Readiness::empty();
+                Some(usize::from(entry.awake))
+            })
+            .flatten()
+            .ok_or(io::ErrorKind::NotFound)?;
+        self.epoll.registered.set(self.epoll.registered.get().saturating_sub(awake));
         epoll::delete(&self.epoll.fd, fd)?;
         Ok(())
     }
@@ -358,7 +366,8 @@ impl Drop for EventSource {
     fn drop(&mut self) {
         let mut sources = self.epoll.sources.borrow_mut();
         if let Some(source) = sources.try_remove(usize::from(self.source)) {
-            let left = source.entries.iter().filter(|entry| entry.registered).count();
+            let counts = |entry: &&Entry| entry.registered && entry.awake;
+            let left = source.entries.iter().filter(counts).count();
             self.epoll.registered.set(self.epoll.registered.get().saturating_sub(left));
         }
     }

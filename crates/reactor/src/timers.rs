@@ -48,9 +48,9 @@ pub struct Timers<K> {
 }
 
 impl<K> Timers<K> {
-    /// No deadlines.
+    /// No deadlines. There is room for the dead that a small heap may hold, so that it does not grow long after its start.
     pub fn new() -> Timers<K> {
-        Timers { heap: BinaryHeap::new(), pending: Slab::new(), sequence: 0 }
+        Timers { heap: BinaryHeap::with_capacity(2 * SMALL), pending: Slab::new(), sequence: 0 }
     }
 
     /// The number of deadlines that are neither popped nor cancelled.

@@ -178,3 +178,38 @@ fn a_busy_reactor_asks_epoll_now_and_then_and_an_unused_epoll_never() {
     }
     assert_eq!(local.counters().epoll_calls - before, 10);
 }
+
+#[test]
+fn what_only_wakes_from_sleep_costs_no_call_while_awake() {
+    let config = ReactorConfig {
+        ring: RingChoice::Forbidden,
+        idle: reactor::IdlePolicy::Interrupt,
+        ..ReactorConfig::default()
+    };
+    let mut reactor = Reactor::new(&config).unwrap();
+    let source = reactor.local().source();
+    let (left, mut right) = pair();
+    source.register(&left, 0, Interest::READ | Interest::SLEEP).unwrap();
+    right.write_all(b"a").unwrap();
+    for _ in 0..100 {
+        reactor.turn();
+    }
+    assert_eq!(reactor.local().counters().epoll_calls, 0);
+    assert_eq!(source.next(), None);
+    // Asleep it is told: this ends at once, and would not otherwise.
+    reactor.local().add_poller(Box::new(Until(reactor.handle())));
+    reactor.run();
+    assert_eq!(source.next(), Some((0, Readiness::READ)));
+}
+
+/// Ends the reactor once it has slept.
+struct Until(reactor::Handle);
+
+impl reactor::Poller for Until {
+    fn poll(&mut self) -> Progress {
+        if self.0.counters().sleeps > 0 {
+            self.0.stop();
+        }
+        Progress::Idle
+    }
+}

@@ -146,8 +146,7 @@ fn seen_from(local: IpAddr, listener: &Listener) -> Option<TransportAddress> {
     let address = listener.address;
     let traddr = match (address.traddr.to_canonical(), local) {
         (IpAddr::V4(any), IpAddr::V4(_)) if any.is_unspecified() => local,
-        // An IPv6 wildcard takes IPv4 connections too.
-        (IpAddr::V6(any), _) if any.is_unspecified() => local,
+        (IpAddr::V6(any), _) if any.is_unspecified() && listener.takes(local) => local,
         (any, _) if any.is_unspecified() => return None,
         (own, _) if own.is_loopback() && !local.is_loopback() => return None,
         (own, _) => own,

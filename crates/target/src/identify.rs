@@ -64,6 +64,10 @@ const SQE_BYTES: u32 = 64;
 const CQE_BYTES: u32 = 16;
 const CAPSULE_UNIT: u32 = 16;
 
+/// Bytes of an SGL descriptor, and how many of them the RDMA transport takes for one command.
+const DESCRIPTOR_BYTES: u32 = 16;
+const RDMA_DESCRIPTORS: u8 = 16;
+
 /// The controller that is asked.
 #[derive(Clone, Copy, Debug)]
 pub struct Controller<'a> {
@@ -249,9 +253,19 @@ impl Controller<'_> {
             kas: U16::new(kas),
             maxcmd: U16::new(limits.queue_depth),
             sgls: U32::new(sgl_support(self.transport).bits()),
-            // A capsule carries one descriptor.
-            msdbd: 1,
+            msdbd: self.descriptors(),
             ..IdentifyController::default()
+        }
+    }
+
+    /// Descriptors of one command's data: over RDMA as many as there is room for in the capsule, where a list of them is.
+    fn descriptors(&self) -> u8 {
+        match self.transport {
+            TransportType::Rdma => {
+                let room = self.in_capsule / DESCRIPTOR_BYTES;
+                u8::try_from(room).unwrap_or(RDMA_DESCRIPTORS).clamp(1, RDMA_DESCRIPTORS)
+            }
+            _ => 1,
         }
     }
 

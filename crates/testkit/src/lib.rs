@@ -2,6 +2,7 @@
 
 pub mod column;
 pub mod disk;
+pub mod fabric;
 pub mod fuzz;
 pub mod pdus;
 pub mod peer;

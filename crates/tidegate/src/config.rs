@@ -22,6 +22,7 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use toml::Spanned;
+use transport_rdma::RdmaConfig;
 use uuid::Uuid;
 
 use quantity::{Size, Time};
@@ -58,6 +59,12 @@ impl Config {
         let allowed = sched_getaffinity(None)?;
         let all = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core));
         Ok(all.take(DEFAULT_REACTORS).collect())
+    }
+
+    /// Whether some subsystem is to be reached over RDMA.
+    pub(crate) fn serves_rdma(&self) -> bool {
+        let mut listeners = self.subsystems.iter().flat_map(|it| &it.get_ref().listeners);
+        listeners.any(|it| it.get_ref().transport == Transport::Rdma)
     }
 
     /// How long SIGTERM waits for what is in flight; 10 s unless configured.
@@ -144,6 +151,7 @@ pub(crate) enum Hugepages {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Transports {
     pub(crate) tcp: Tcp,
+    pub(crate) rdma: Rdma,
 }
 
 /// `[transports.tcp]`.
@@ -181,6 +189,37 @@ impl Default for Tcp {
             connect_timeout: seconds(10),
             receive_timeout: seconds(30),
             send_timeout: seconds(30),
+        }
+    }
+}
+
+/// `[transports.rdma]`.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Rdma {
+    /// Data that a write command may carry in its capsule.
+    pub(crate) in_capsule_data: Spanned<Size>,
+    /// Commands in flight on one queue.
+    pub(crate) queue_depth: Spanned<u16>,
+    /// Receives that the queues of a reactor share on each device.
+    pub(crate) shared_receives: Spanned<u32>,
+    /// Completions that a completion queue has room for.
+    pub(crate) completions: Spanned<u32>,
+    /// For work that a device has taken, as long as none of it ends.
+    pub(crate) progress_timeout: Spanned<Time>,
+}
+
+impl Default for Rdma {
+    fn default() -> Rdma {
+        let RdmaConfig {
+            in_capsule_data, queue_depth, shared_receives, completions, progress, ..
+        } = RdmaConfig::default();
+        Rdma {
+            in_capsule_data: Spanned::new(0..0, Size(in_capsule_data.into())),
+            queue_depth: Spanned::new(0..0, queue_depth),
+            shared_receives: Spanned::new(0..0, shared_receives),
+            completions: Spanned::new(0..0, completions),
+            progress_timeout: Spanned::new(0..0, Time(progress)),
         }
     }
 }
@@ -352,6 +391,7 @@ fn io_port() -> u16 {
 pub(crate) enum Transport {
     #[default]
     Tcp,
+    Rdma,
 }
 
 /// `[rpc]`: where clients reach the control plane.

@@ -21,12 +21,13 @@ use anyhow::Context;
 use clap::{ArgGroup, Args};
 use control::logs::Logs;
 use control::objects::Objects;
-use control::plane::Plane;
+use control::plane::{Libraries, Plane};
 use node::Node;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use target::configuration::Configuration;
 use tracing::{info, warn};
+use verbs::Library;
 
 use self::rpc::Rpc;
 use self::state::Seeded;
@@ -175,14 +176,14 @@ fn start(
     logs: Logs,
 ) -> Result<Box<Serving>, Failure> {
     let cores = config.cores().context("cannot ask which cores are allowed")?;
-    let limits = assemble::limits(config);
     let sockets = rpc::Sockets::bind(&config.rpc)?;
     let Seeded { directory, store, state, remembered } = state::open(config, file, reseed)?;
     if state.subsystems.is_empty() && !rpc::has_sockets(&config.rpc) {
         warn!("the configuration names no subsystem: there is nothing for a host to connect to");
     }
     let node = Node::start(assemble::node(config, &cores))?;
-    let plane = Plane::new(node, store, limits, logs);
+    let libraries = Libraries::new(Library::open);
+    let plane = Plane::new(node, store, assemble::settings(config), libraries, logs);
     let configuration = plane.begin(state, PATIENCE, remembered)?;
     let rpc = Rpc::start(sockets, &plane)?;
     Ok(Box::new(Serving { cores, configuration, plane, rpc, state: directory }))

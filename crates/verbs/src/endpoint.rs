@@ -88,9 +88,10 @@ pub struct Endpoint {
     unreported: u32,
 }
 
-// SAFETY: everything in it may be sent but the segments, which share counts that are not atomic with one another. All of
-// those with the same counts (the pool's) are inside: `new` drops the pool, and no method lends a segment out or takes one in. So
-// they move together, and one thread at a time uses them.
+// SAFETY: two things in it may not be sent alone. Segments share counts that are not atomic; all segments with the same counts
+// (the pool's) are inside, as `new` drops the pool and no method lends one out or takes one in, so they move together and one
+// thread at a time uses them. Chains of work requests hold pointers, but to memory that is the endpoint's own, too, and they are
+// made anew for each post.
 unsafe impl Send for Endpoint {}
 
 impl fmt::Debug for Endpoint {
@@ -161,7 +162,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// If the device refuses.
-    pub fn receive(&mut self) -> Result<(), VerbsError> {
+    pub fn post_receives(&mut self) -> Result<(), VerbsError> {
         for (tag, segment) in (0..).zip(self.messages.drain(..)) {
             self.queue.push_receive(tag, &self.memory, [Some(segment), None])?;
         }
@@ -179,9 +180,9 @@ impl Endpoint {
     /// The bytes of a slot; none while it is exposed.
     pub fn bytes(&self, slot: u32) -> &[u8] {
         match self.slot(slot) {
-            // SAFETY: the bytes lie in a mapping that the segment keeps, and are initialised. No reference to them can be changed
-            // through while this one lives, as it borrows the endpoint. A device that sends them only reads; the peer has no
-            // leave to write them, and what one does without leave the module's description says.
+            // SAFETY: the bytes lie in a mapping that the segment keeps, and are initialised. Only `bytes_mut` gives a reference
+            // that changes them, and not while this one borrows the endpoint. A device that sends them reads only; of a peer
+            // that writes them without being asked the module's description speaks.
             Some(Slot { memory, exposed: false, .. }) => unsafe {
                 slice::from_raw_parts(memory.as_ptr(), memory.len())
             },

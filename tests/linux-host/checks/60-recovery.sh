@@ -1,37 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # variables pass between the files that `guest` sources together
 # Resets, lost connections, killed and ended targets, in the middle of writes whose every block is read back afterwards.
 
-# Whatever happens meanwhile, the host must give up nothing: it reconnects after a second, for a minute.
-connect_to_recover() {
-  connect "$1" -i 4 --reconnect-delay=1 --ctrl-loss-tmo=60 -k 5
-  use_namespace 1
-}
-
-# A verified write in the background, so long that what is done to it falls into its middle. fio reads every block
-# back once all are written: each one that was acknowledged before the fault must be there.
-start_verified_write() {
-  verified_fio --name=random --rw=randwrite --bs=4k --size="$1" --iodepth=16 \
-    --name=large --rw=write --bs=128k --offset=256M --size="$1" --iodepth=4 &
-  writer=$!
-  wait_until 60 wrote_a_quarter "$1" || fail "the write does not get going"
-}
-
-# Field 7 of stat: sectors written. Of the disk below the target: kernel 6.1 counts nothing on a multipath disk.
-wrote_a_quarter() {
-  local written
-  written=$(awk '{print $7}' /sys/block/nullb0/stat)
-  [ "$((written - ${written_before:=$written}))" -ge $((${1%M} * 2048 / 4)) ]
-}
-
-must_still_be_writing() {
-  kill -0 "$writer" 2>/dev/null || fail "the write was over before the fault"
-}
-
-verified_write_ends_well() {
-  wait "$writer" || fail "$(cat "$verdict_file")"
-  controller_is live || fail "$controller is $(cat "/sys/class/nvme/$controller/state")"
-}
-
 check_controller_reset_under_load() {
   connect_to_recover "$nqn_files"
   start_verified_write 16M
@@ -100,11 +69,6 @@ check_network_outage_under_load() {
   ip link set lo up
   wait_until 60 controller_is live || fail "the host did not come back"
   verified_write_ends_well
-}
-
-# Whether anything has been written on the paths of this controller.
-writes_arrive() {
-  [ "$(awk '{written += $7} END {print written}' "/sys/class/nvme/$controller"/nvme*n*/stat)" -gt 0 ]
 }
 
 # A disconnect that the host does not wait for, with commands in flight.

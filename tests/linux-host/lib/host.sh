@@ -29,20 +29,24 @@ host_clear_away() {
   nvme disconnect-all
 }
 
+# How the host connects: tcp or rdma.
+transport=tcp
+
 # discovered ADDRESS PORT [HOST ID]: the discovery log as JSON.
 discovered() {
-  nvme discover -t tcp -a "$1" -s "$2" -q "${3:-$host_one}" -I "${4:-$id_one}" -o json
+  nvme discover -t "$transport" -a "$1" -s "$2" -q "${3:-$host_one}" -I "${4:-$id_one}" -o json
 }
 
-# connect NQN [NVME-CONNECT-OPTION...]: by default as host one to 127.0.0.1:4420.
+# connect NQN [NVME-CONNECT-OPTION...]: by default as host one to port 4420, at 127.0.0.1 over TCP.
 # The new controller's name (nvme3) is left in $controller.
 connect() {
-  local nqn=$1 before after
+  local nqn=$1 before after address=127.0.0.1
   shift
+  [ "$transport" = tcp ] || address=$rdma_address
   before=$(controllers)
-  [[ " $* " == *" -a "* ]] || set -- -a 127.0.0.1 "$@"
+  [[ " $* " == *" -a "* ]] || set -- -a "$address" "$@"
   [[ " $* " == *" -s "* ]] || set -- -s 4420 "$@"
-  nvme connect -t tcp -n "$nqn" "$@"
+  nvme connect -t "$transport" -n "$nqn" "$@"
   after=$(controllers)
   controller=$(comm -13 <(echo "$before") <(echo "$after"))
   [ -n "$controller" ] || fail "nvme connect succeeded without a new controller"

@@ -303,6 +303,8 @@ fn transport(transport: &Transport) -> Value {
         "max_io_qpairs_per_ctrlr": transport.max_io_qpairs_per_ctrlr,
         "in_capsule_data_size": transport.in_capsule_data_size,
         "max_io_size": transport.max_io_size,
+        "max_srq_depth": transport.max_srq_depth,
+        "num_cqe": transport.num_cqe,
     });
     call("nvmf_create_transport", params)
 }

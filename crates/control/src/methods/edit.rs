@@ -16,10 +16,10 @@ use serde_json::Value;
 use target::configuration::Configuration;
 
 use super::Reply;
-use super::reply::{Errno, failed, invalid, unopened};
+use super::reply::{Errno, failed, internal, invalid, unopened};
 use crate::jsonrpc::RpcError;
 use crate::objects::Subsystem;
-use crate::plane::{ChangeError, Creation, PATIENCE, Plane};
+use crate::plane::{ChangeError, Creation, PATIENCE, Plane, Prepared};
 use crate::state::{Opened, State};
 
 /// What is done to the state; the reply of its method. It may be carried out twice, and does the same then.
@@ -85,15 +85,20 @@ async fn attempt(
         let found = plane.open(device.object.clone(), PATIENCE, Creation::Allowed).await;
         opened.push(found.map_err(|error| unopened(&error))?);
     }
-    let (mut bound, mut listening) = (Vec::new(), BTreeSet::new());
+    let rdma = plane.prepare_rdma(&before, &wanted).await.map_err(|error| {
+        internal(format_args!("Transport type 'RDMA' cannot be created: {error}"))
+    })?;
+    let mut prepared = Prepared { rdma, listeners: Vec::new() };
+    let mut listening = BTreeSet::new();
     for address in wanted.listeners.keys().filter(|it| !before.listeners.contains_key(it)) {
-        if let Some(listener) = plane.bind_new(*address, PATIENCE).await.map_err(invalid)? {
-            bound.push(listener);
+        let bound = plane.bind_new(*address, prepared.rdma.as_ref(), PATIENCE).await;
+        if let Some(listener) = bound.map_err(invalid)? {
+            prepared.listeners.push(listener);
             listening.insert(*address);
         }
     }
 
-    let changed = plane.change_and_accept(bound, move |state| {
+    let changed = plane.change_prepared(prepared, move |state| {
         let unopened = state.unopened().count();
         listening.extend(state.listeners.keys().copied());
         let replies = run(&edits, state).map_err(Refusal::Method)?;

@@ -16,6 +16,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use target::rate_limit::{Limit, Way};
 use target::shard::report::ControllerReport;
 use target::statistics::{Class, ClassSnapshot, ERRORS};
+use transport_rdma::{CounterValues, DeviceReport, PortReport};
 
 use super::snapshot::{Device, Snapshot};
 use super::tables;
@@ -98,6 +99,7 @@ impl Collector for Snapshot {
         page.gauges("build_info", "The version that runs", [(version, 1)])?;
         self.encode_reactors(&mut page)?;
         self.encode_tcp(&mut page)?;
+        self.encode_rdma(&mut page)?;
         self.encode_controllers(&mut page)?;
         self.encode_devices(&mut page)?;
         self.encode_latencies(&mut page)
@@ -127,7 +129,7 @@ impl Snapshot {
 
     fn encode_tcp(&self, page: &mut Page<'_>) -> Result<(), Error> {
         let help = "NVMe/TCP connections being served";
-        page.gauges("tcp_connections", help, [(NONE, self.connections)])?;
+        page.gauges("tcp_connections", help, [(NONE, self.tcp_connections)])?;
         let help = "Counted by the NVMe/TCP transport";
         let named = |at: &(&'static str, u64)| tables::tcp(at.0).0;
         for family in self.tcp.chunk_by(|one, other| named(one) == named(other)) {
@@ -137,6 +139,46 @@ impl Snapshot {
             page.counters::<Vec<(&str, &str)>>(&name, help, values)?;
         }
         Ok(())
+    }
+
+    fn encode_rdma(&self, page: &mut Page<'_>) -> Result<(), Error> {
+        let rdma = self.rdma.as_ref();
+        let connections = rdma.map(|rdma| (NONE, rdma.connections));
+        page.gauges("rdma_connections", "NVMe/RDMA connections being served", connections)?;
+        let counted = || rdma.into_iter().flat_map(|rdma| &rdma.counted);
+        for (at, (name, _)) in CounterValues::default().iter().enumerate() {
+            let values = counted().map(|it| {
+                let labels = [("device", it.device.clone()), ("reactor", it.reactor.to_string())];
+                (labels, it.values.iter().nth(at).map_or(0, |(_, value)| value))
+            });
+            page.counters(&tables::rdma(name), "Counted by the NVMe/RDMA transport", values)?;
+        }
+        let devices = || rdma.into_iter().flat_map(|rdma| &rdma.devices);
+        let of = |device: &DeviceReport| [("device", device.name.clone())];
+        let up = devices().map(|it| (of(it), u64::from(!it.removed)));
+        page.gauges("rdma_device_up", "1: there; 0: removed", up)?;
+        let pairs = devices().map(|it| (of(it), u64::try_from(it.queue_pairs).unwrap_or(u64::MAX)));
+        page.gauges("rdma_queue_pairs", "Queue pairs", pairs)?;
+        let ports = |read: fn(&PortReport) -> u64| {
+            devices().flat_map(move |device| {
+                device.ports.iter().map(move |port| {
+                    let number = port.number.to_string();
+                    ([("device", device.name.clone()), ("port", number)], read(port))
+                })
+            })
+        };
+        let help = "1: carries traffic; 0: does not";
+        page.gauges("rdma_port_up", help, ports(|it| it.active.into()))?;
+        page.gauges("rdma_port_mtu_bytes", "MTU", ports(|it| it.mtu.into()))?;
+        let hardware = rdma.into_iter().flat_map(|rdma| &rdma.hardware).map(|it| {
+            let labels = [
+                ("device", it.device.clone()),
+                ("port", it.port.to_string()),
+                ("counter", it.counter.clone()),
+            ];
+            (labels, it.value)
+        });
+        page.counters("rdma_hardware", "Counted by the kernel's driver of the device", hardware)
     }
 
     fn encode_controllers(&self, page: &mut Page<'_>) -> Result<(), Error> {

@@ -4,6 +4,7 @@
 //! them, and a test holds it against what is served.
 
 mod metrics;
+pub(crate) mod rdma;
 pub(crate) mod snapshot;
 pub(crate) mod tables;
 

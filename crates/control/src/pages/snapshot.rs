@@ -8,6 +8,7 @@ use target::rate_limit::Rates;
 use target::shard::report::ControllerReport;
 use target::statistics;
 
+use super::rdma::Rdma;
 use crate::plane::Plane;
 
 /// A device.
@@ -33,8 +34,10 @@ pub(crate) struct Namespace {
 pub(crate) struct Snapshot {
     /// When, in nanoseconds of the monotonic clock.
     pub(crate) ticks: u64,
-    pub(crate) connections: u64,
+    pub(crate) tcp_connections: u64,
     pub(crate) tcp: Vec<(&'static str, u64)>,
+    /// If the node runs it.
+    pub(crate) rdma: Option<Rdma>,
     pub(crate) reactors: Vec<Reactor>,
     /// Empty, as the controllers are, if one of the reactors does not answer.
     pub(crate) shards: Vec<Census>,
@@ -67,8 +70,9 @@ impl Snapshot {
         });
         Self {
             ticks,
-            connections: u64::try_from(node.connections()).unwrap_or(u64::MAX),
+            tcp_connections: u64::try_from(node.tcp_connections()).unwrap_or(u64::MAX),
             tcp: node.tcp_counters().iter().collect(),
+            rdma: Rdma::of(node),
             reactors: node.reactors(),
             shards,
             controllers,

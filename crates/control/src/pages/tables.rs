@@ -98,3 +98,11 @@ pub(super) fn tcp(name: &'static str) -> (String, Option<(&'static str, &'static
         _ => (format!("tcp_{name}"), None),
     }
 }
+
+/// The metric of a counter of the RDMA transport.
+pub(super) fn rdma(name: &str) -> String {
+    match name.strip_prefix("bytes_") {
+        Some(what) => format!("rdma_{what}_bytes"),
+        None => format!("rdma_{name}"),
+    }
+}

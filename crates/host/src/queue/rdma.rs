@@ -46,7 +46,8 @@ enum End {
 pub(crate) struct RdmaQueue {
     pub(crate) slots: Slots,
     endpoint: Endpoint,
-    connection: Connection,
+    /// Tells the controller when it is dropped.
+    _connection: Connection,
     events: EventChannel,
     peer: SocketAddr,
     /// Bytes of data that a capsule may carry.
@@ -99,19 +100,15 @@ impl RdmaQueue {
         let data = if carried { usize::try_from(length).unwrap_or(usize::MAX) } else { 0 };
         let mut header = [0; verbs::endpoint::HEADER_BYTES];
         header.copy_from_slice(sqe.as_bytes());
-        match self.endpoint.send(number, &header, data) {
-            Ok(busy) => {
-                if busy {
-                    self.slots.data_queued(slot);
-                }
-                Ok(())
-            }
-            // Every slot has room for its command, so something is wrong with the device.
-            Err(_) => {
-                self.end = Some(End::Failed(Status::FATAL));
-                Err(RequestError::Ended)
-            }
+        let Ok(busy) = self.endpoint.send(number, &header, data) else {
+            // Every slot has room for its command, so this is the end of all order.
+            self.end = Some(End::Failed(Status::FATAL));
+            return Err(RequestError::Ended);
+        };
+        if busy {
+            self.slots.data_queued(slot);
         }
+        Ok(())
     }
 
     /// The next command that ended; from then on the controller is done with its slot.
@@ -261,13 +258,6 @@ impl RdmaQueue {
         let woken = woken.map_err(|source| HostError::Socket { address: self.peer, source })?;
         self.woken(ready)?;
         Ok(woken)
-    }
-}
-
-impl Drop for RdmaQueue {
-    fn drop(&mut self) {
-        // The controller learns of it at once; if not, it will in time.
-        let _ = self.connection.disconnect();
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use nvme::address::TransportAddress;
+use nvme::address::{TransportAddress, TransportType};
 
 /// Number of a listener: also its PORTID in the discovery log. Chosen by the configuration, so that it
 /// stays the same when another listener goes.
@@ -33,6 +33,11 @@ impl Listener {
         self.address.traddr.is_unspecified()
     }
 
+    /// Whether a wildcard of IPv6 stands for this address: over TCP it takes IPv4 connections too, over RDMA it does not.
+    pub(crate) fn takes(&self, local: IpAddr) -> bool {
+        local.is_ipv6() || self.address.trtype == TransportType::Tcp
+    }
+
     /// How specifically this listener stands for a connection that arrived at `local`: 0 is the very
     /// address, then a wildcard of the family, then the IPv6 wildcard that takes IPv4 connections too.
     /// None: it does not.
@@ -44,7 +49,7 @@ impl Listener {
             (own, local) if own == local => Some(0),
             (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V4(_))
             | (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V6(_)) => Some(1),
-            (IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V4(_)) => Some(2),
+            (IpAddr::V6(Ipv6Addr::UNSPECIFIED), v4) if self.takes(v4) => Some(2),
             _ => None,
         }
     }

@@ -118,7 +118,12 @@ fn what_depends_on_devices_and_transport_follows_them() {
     let data: IdentifyController = ask(&rdma, command, 0).unwrap();
     assert_eq!(data.sgls.get(), 1 << 0 | 1 << 2 | 1 << 20);
     assert_eq!(data.vwc, 0b110);
-    assert_eq!(data.ioccsz.get(), 4);
+    assert_eq!((data.ioccsz.get(), data.icdoff.get(), data.msdbd), (4, 0, 1));
+    // A list of descriptors is in the capsule.
+    for (in_capsule, ioccsz, msdbd) in [(64, 8, 4), (4096, 260, 16)] {
+        let data: IdentifyController = ask(&Controller { in_capsule, ..rdma }, command, 0).unwrap();
+        assert_eq!((data.ioccsz.get(), data.icdoff.get(), data.msdbd), (ioccsz, 0, msdbd));
+    }
     // Without the devices that can or might deallocate, Dataset Management is not offered.
     let mut builder = configuration.change();
     builder.remove_namespace(&nqn(), 1).unwrap();

@@ -3,14 +3,18 @@
 mod devices;
 
 use std::collections::{BTreeMap, HashSet};
+use std::fmt::Display;
 use std::io;
 use std::net::{IpAddr, UdpSocket};
+use std::ops::RangeInclusive;
 
 use rustix::thread::CpuSet;
 use toml::Spanned;
 
-use super::quantity::Size;
-use super::{Config, ConfigError, Device, Listener, Referral, Source, Subsystem, Tcp, nqn};
+use super::quantity::{Size, Time};
+use super::{
+    Config, ConfigError, Device, Listener, Rdma, Referral, Source, Subsystem, Tcp, Transport, nqn,
+};
 
 /// Namespaces of one subsystem.
 const MAX_NAMESPACES: usize = 1024;
@@ -23,6 +27,7 @@ type Check = Result<(), ConfigError>;
 pub(super) fn check(config: &Config, source: &Source) -> Check {
     reactors(config, source)?;
     tcp(&config.transports.tcp, source)?;
+    rdma(&config.transports.rdma, source)?;
     memory(config, source)?;
     devices::check(&config.devices, source)?;
     let mut names = HashSet::new();
@@ -53,6 +58,14 @@ fn memory(config: &Config, source: &Source) -> Check {
     }
     if bytes > MAX_POOL {
         return refused(format!("is more than a pool may have, {}", Size(MAX_POOL)));
+    }
+    let rdma = &config.transports.rdma;
+    let receives = u64::from(*rdma.shared_receives.get_ref()) * rdma.in_capsule_data.get_ref().0;
+    if config.serves_rdma() && receives > bytes / 2 {
+        return refused(format!(
+            "is less than twice what transports.rdma.shared_receives take with in_capsule_data each, {}",
+            Size(receives)
+        ));
     }
     // Where the system does not say which cores are allowed, the start will fail for that.
     let reactors = config.cores().map_or(1, |cores| cores.len() as u64);
@@ -103,43 +116,67 @@ fn reactors(config: &Config, source: &Source) -> Check {
 }
 
 fn tcp(tcp: &Tcp, source: &Source) -> Check {
-    let sizes = [
-        ("in_capsule_data", &tcp.in_capsule_data, 4096..=64 << 10),
-        ("max_transfer", &tcp.max_transfer, 4096..=2 << 20),
-    ];
-    for (key, size, range) in sizes {
+    let place = Section { name: "transports.tcp", source };
+    place.size("in_capsule_data", &tcp.in_capsule_data, 4096..=64 << 10)?;
+    place.size("max_transfer", &tcp.max_transfer, 4096..=2 << 20)?;
+    place.count("max_io_queues", &tcp.max_io_queues, 1..=1024)?;
+    place.count("queue_depth", &tcp.queue_depth, 32..=1024)?;
+    place.timeout("connect_timeout", &tcp.connect_timeout)?;
+    place.timeout("receive_timeout", &tcp.receive_timeout)?;
+    place.timeout("send_timeout", &tcp.send_timeout)
+}
+
+fn rdma(rdma: &Rdma, source: &Source) -> Check {
+    let place = Section { name: "transports.rdma", source };
+    place.size("in_capsule_data", &rdma.in_capsule_data, 4096..=64 << 10)?;
+    place.count("queue_depth", &rdma.queue_depth, 32..=1024)?;
+    place.count("shared_receives", &rdma.shared_receives, 64..=64 << 10)?;
+    place.count("completions", &rdma.completions, 1024..=1 << 20)?;
+    place.timeout("progress_timeout", &rdma.progress_timeout)
+}
+
+/// A section of the file.
+struct Section<'a> {
+    name: &'static str,
+    source: &'a Source,
+}
+
+impl Section<'_> {
+    fn refuse<T>(&self, key: &str, value: &Spanned<T>, problem: impl Display) -> Check {
+        Err(self.source.error(value.span(), format!("{}.{key}", self.name), problem))
+    }
+
+    /// A power of two in a range.
+    fn size(&self, key: &str, size: &Spanned<Size>, range: RangeInclusive<u64>) -> Check {
         let bytes = size.get_ref().0;
-        let wrong = if range.contains(&bytes) {
-            (!bytes.is_power_of_two()).then(|| "must be a power of two".to_owned())
-        } else {
-            Some(format!("must be from {} to {} bytes", range.start(), range.end()))
-        };
-        if let Some(problem) = wrong {
-            return Err(source.error(size.span(), format!("transports.tcp.{key}"), problem));
+        if !range.contains(&bytes) {
+            let problem = format!("must be from {} to {} bytes", range.start(), range.end());
+            return self.refuse(key, size, problem);
         }
-    }
-    let counts = [
-        ("max_io_queues", &tcp.max_io_queues, 1..=1024),
-        ("queue_depth", &tcp.queue_depth, 32..=1024),
-    ];
-    for (key, count, range) in counts {
-        if !range.contains(count.get_ref()) {
-            let problem = format!("must be from {} to {}", range.start(), range.end());
-            return Err(source.error(count.span(), format!("transports.tcp.{key}"), problem));
+        if !bytes.is_power_of_two() {
+            return self.refuse(key, size, "must be a power of two");
         }
+        Ok(())
     }
-    let times = [
-        ("connect_timeout", &tcp.connect_timeout),
-        ("receive_timeout", &tcp.receive_timeout),
-        ("send_timeout", &tcp.send_timeout),
-    ];
-    for (key, time) in times {
+
+    fn count<T: PartialOrd + Display>(
+        &self,
+        key: &str,
+        count: &Spanned<T>,
+        range: RangeInclusive<T>,
+    ) -> Check {
+        if range.contains(count.get_ref()) {
+            return Ok(());
+        }
+        self.refuse(key, count, format!("must be from {} to {}", range.start(), range.end()))
+    }
+
+    fn timeout(&self, key: &str, time: &Spanned<Time>) -> Check {
         if time.get_ref().0.is_zero() {
-            let problem = "must be above 0: no host could keep to it";
-            return Err(source.error(time.span(), format!("transports.tcp.{key}"), problem));
+            return self.refuse(key, time, "must be above 0: no host could keep to it");
         }
+        Ok(())
     }
-    Ok(())
 }
 
 fn subsystem(
@@ -176,8 +213,11 @@ fn subsystem(
     }
     for (index, listener) in subsystem.listeners.iter().enumerate() {
         ana(subsystem, listener.get_ref(), &format!("{key}.listeners[{index}]"), source)?;
-        let address = listener.get_ref().address;
-        if let Err(problem) = reachable(address) {
+        let Listener { transport, address, .. } = *listener.get_ref();
+        // A device of the network may come later.
+        if transport == Transport::Tcp
+            && let Err(problem) = reachable(address)
+        {
             let key = format!("{key}.listeners[{index}].address");
             return Err(source.error(listener.span(), key, problem));
         }

@@ -1,10 +1,12 @@
 //! From the configuration file's process settings to what a node is made of.
 
+use control::transports::Settings;
 use memory::Hugepages;
 use node::NodeConfig;
 use reactor::{IdlePolicy, ReactorConfig, RingChoice};
 use target::configuration::Limits;
 use toml::Spanned;
+use transport_rdma::RdmaConfig;
 use transport_tcp::{SuccessFlag, TcpConfig, Timeouts};
 
 use crate::config::quantity::Size;
@@ -70,8 +72,21 @@ fn narrow(size: &Spanned<Size>) -> u32 {
     u32::try_from(size.get_ref().0).unwrap_or(u32::MAX)
 }
 
-/// Bounds of every subsystem.
-pub(super) fn limits(config: &Config) -> Limits {
+/// What no client exceeds.
+pub(super) fn settings(config: &Config) -> Settings {
+    let rdma = &config.transports.rdma;
+    let rdma = RdmaConfig {
+        in_capsule_data: narrow(&rdma.in_capsule_data),
+        queue_depth: *rdma.queue_depth.get_ref(),
+        shared_receives: *rdma.shared_receives.get_ref(),
+        completions: *rdma.completions.get_ref(),
+        progress: rdma.progress_timeout.get_ref().0,
+        ..RdmaConfig::default()
+    };
+    Settings { limits: limits(config), rdma }
+}
+
+fn limits(config: &Config) -> Limits {
     let tcp = &config.transports.tcp;
     Limits {
         io_queues: *tcp.max_io_queues.get_ref(),

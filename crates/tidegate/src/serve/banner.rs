@@ -3,13 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use clap::ValueEnum;
+use control::plane::Plane;
+use nvme::address::{TransportAddress, TransportType};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use serde_json::{Value, json};
 use target::configuration::{Configuration, Hosts, Listener, Subsystem};
+use transport_rdma::{DeviceReport, PortReport};
 
 use super::Serving;
 use super::rpc::Places;
@@ -47,7 +50,8 @@ fn lines(out: &mut String, config: &Config, serving: &Serving) -> std::fmt::Resu
     for subsystem in configuration.subsystems() {
         writeln!(out, "{}", subsystem.nqn())?;
         for listener in listeners(configuration, subsystem) {
-            writeln!(out, "    at {}", listener.address)?;
+            let waits = if is_unbound(plane, listener) { ", once it can be had" } else { "" };
+            writeln!(out, "    at {}{waits}", listener.address)?;
         }
         for namespace in subsystem.namespaces() {
             let Some(device) = namespace.device() else { continue };
@@ -72,27 +76,57 @@ fn lines(out: &mut String, config: &Config, serving: &Serving) -> std::fmt::Resu
         Size(memory.mapped as u64),
         if memory.huge == 0 { "none".to_owned() } else { Size(memory.huge as u64).to_string() },
     )?;
+    if let Some(rdma) = rdma(plane) {
+        writeln!(out, "{rdma}")?;
+    }
     writeln!(out, "{}; {}", control(&rpc.places), kept(state.as_deref()))?;
-    let Some(next) = configuration
-        .subsystems()
-        .iter()
-        .find_map(|subsystem| Next::of(subsystem, listeners(configuration, subsystem).next()?))
-    else {
+    let mut subsystems = configuration.subsystems().iter();
+    let Some(next) = subsystems.find_map(|subsystem| {
+        let mut here = listeners(configuration, subsystem).filter(|it| !is_unbound(plane, it));
+        Next::of(subsystem, here.find_map(|listener| reachable(&listener.address))?)
+    }) else {
         return Ok(());
     };
     let Next { nqn, address, nsid, host } = next;
-    let (ip, port, program) = (address.ip(), address.port(), program());
+    let TransportAddress { trtype, traddr, trsvcid } = address;
+    let program = program();
     let nsid = if nsid == 1 { String::new() } else { format!(" --nsid {nsid}") };
     let as_host = |flag| host.map_or_else(String::new, |host| format!(" {flag} {}", word(host)));
-    let target = format!("-t tcp -a {ip} -s {port} -n {}", word(nqn));
+    let target = format!("-t {trtype} -a {traddr} -s {trsvcid} -n {}", word(nqn));
     writeln!(out, "Try next:")?;
     writeln!(
         out,
         "    {program} perf {target}{}{nsid} --rw randread --bs 4k --iodepth 32 --runtime 10s",
         as_host("-q")
     )?;
-    writeln!(out, "    modprobe nvme-tcp; nvme connect {target}{}", as_host("--hostnqn"))?;
+    writeln!(out, "    modprobe nvme-{trtype}; nvme connect {target}{}", as_host("--hostnqn"))?;
     writeln!(out, "    nvme list")
+}
+
+/// Whether an address is still waited for.
+fn is_unbound(plane: &Plane, listener: &Listener) -> bool {
+    plane.unbound().iter().any(|it| TransportAddress::from(*it) == listener.address)
+}
+
+/// What there is of RDMA, if it is to be served.
+fn rdma(plane: &Plane) -> Option<String> {
+    if let Some(why) = plane.rdma_waiting() {
+        return Some(format!("no RDMA yet: {why}"));
+    }
+    let devices = plane.node().rdma()?.network().devices();
+    if devices.is_empty() {
+        return Some("RDMA on no device yet".to_owned());
+    }
+    let port = |port: &PortReport| {
+        let state = if port.active { "active" } else { "down" };
+        format!("port {} {state}, MTU {}", port.number, port.mtu)
+    };
+    let device = |device: &DeviceReport| {
+        let ports: Vec<_> = device.ports.iter().map(port).collect();
+        format!("{} ({})", device.name, ports.join("; "))
+    };
+    let devices: Vec<_> = devices.iter().filter(|it| !it.removed).map(device).collect();
+    Some(format!("RDMA on {}", devices.join(", ")))
 }
 
 /// Where clients reach the control plane.
@@ -154,7 +188,7 @@ fn named(cores: &[usize]) -> String {
 /// Something that a user can try and that works.
 struct Next<'a> {
     nqn: &'a str,
-    address: SocketAddr,
+    address: TransportAddress,
     nsid: u32,
     /// Whom to be, if not everyone is let in.
     host: Option<&'a str>,
@@ -162,13 +196,12 @@ struct Next<'a> {
 
 impl<'a> Next<'a> {
     /// `None` if there is nothing to read in this subsystem, or nobody may.
-    fn of(subsystem: &'a Subsystem, listener: &Listener) -> Option<Self> {
+    fn of(subsystem: &'a Subsystem, address: TransportAddress) -> Option<Self> {
         let namespace = subsystem.namespaces().iter().find(|namespace| namespace.is_active())?;
         let host = match &subsystem.options().hosts {
             Hosts::Any => None,
             Hosts::Listed(hosts) => Some(hosts.first()?.as_str()),
         };
-        let address = reachable(listener.address.socket());
         Some(Self { nqn: subsystem.nqn().as_str(), address, nsid: namespace.nsid(), host })
     }
 }
@@ -186,6 +219,7 @@ fn json(config: &Config, serving: &Serving) -> Value {
                 "trtype": listener.address.trtype.to_string(),
                 "traddr": listener.address.traddr.to_string(),
                 "trsvcid": listener.address.trsvcid.to_string(),
+                "waiting": is_unbound(plane, listener),
             })
         });
         let namespaces = subsystem.namespaces().iter().filter_map(|namespace| {
@@ -210,6 +244,7 @@ fn json(config: &Config, serving: &Serving) -> Value {
     json!({
         "subsystems": subsystems.collect::<Vec<_>>(),
         "cores": cores,
+        "rdma": rdma(plane),
         "memory": { "bytes": memory.mapped, "hugepages": memory.huge },
         "rpc": {
             "socket": rpc.places.unix.as_deref().map(shown),
@@ -245,14 +280,15 @@ fn word(text: &str) -> String {
     }
 }
 
-/// An address to type: a wildcard is reached by loopback from this machine.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
+/// An address to type: a wildcard is reached by loopback from this machine, but for RDMA, where it may be any device's.
+fn reachable(address: &TransportAddress) -> Option<TransportAddress> {
+    let traddr = match address.traddr {
+        any if any.is_unspecified() && address.trtype == TransportType::Rdma => return None,
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         ip => ip,
     };
-    SocketAddr::new(ip, address.port())
+    Some(TransportAddress { traddr, ..*address })
 }
 
 #[cfg(test)]

@@ -31,15 +31,10 @@ pub(super) fn of(config: &Config, source: &Source) -> Result<Objects, ConfigErro
         objects.devices.insert(name.clone(), device(name, entry.get_ref()));
     }
     if !config.subsystems.is_empty() {
-        let trtype = Trtype::Tcp;
-        let transport = Transport {
-            trtype,
-            max_queue_depth: None,
-            max_io_qpairs_per_ctrlr: None,
-            in_capsule_data_size: None,
-            max_io_size: None,
-        };
-        objects.transports.insert(trtype, transport);
+        objects.transports.insert(Trtype::Tcp, Transport::plain(Trtype::Tcp));
+    }
+    if config.serves_rdma() {
+        objects.transports.insert(Trtype::Rdma, Transport::plain(Trtype::Rdma));
     }
     for (index, entry) in config.subsystems.iter().enumerate() {
         let object = subsystem(entry.get_ref(), source, &format!("subsystems[{index}].nqn"))?;
@@ -65,7 +60,7 @@ pub(super) fn of(config: &Config, source: &Source) -> Result<Objects, ConfigErro
 /// Whether the target would take these objects.
 pub(super) fn check(objects: &Objects, config: &Config) -> Result<(), ConfigurationError> {
     let mut state = State::from(objects.clone());
-    state.limits = assemble::limits(config);
+    state.settings = assemble::settings(config);
     state.steps(&State::default(), &Configuration::empty()).map(drop)
 }
 
@@ -167,6 +162,7 @@ fn address_of(listener: &config::Listener) -> Address {
 fn address(transport: config::Transport, traddr: IpAddr, trsvcid: u16) -> Address {
     let trtype = match transport {
         config::Transport::Tcp => Trtype::Tcp,
+        config::Transport::Rdma => Trtype::Rdma,
     };
     Address { trtype, traddr, trsvcid }
 }

@@ -55,7 +55,8 @@ fn a_wrong_invocation_is_one_line_and_status_2() {
         (&["serve", "--config", "."], "."),
         (&["discover", "--bogus"], "--bogus"),
         (&["discover", "-s", "70000"], "70000"),
-        (&["discover", "-t", "rdma"], "rdma"),
+        (&["discover", "-t", "fc"], "rdma"),
+        (&["discover", "-t", "rdma", "--hdr-digest"], "-t tcp only"),
         (&["discover", "-I", "no-uuid"], "no-uuid"),
         (&["discover", "-k", "5q"], "5q"),
         (&["discover", "-q", ""], "hostnqn"),
@@ -148,6 +149,9 @@ listeners = [{ transport = "tcp", address = "127.0.0.1", port = 4499 }]
 max_transfer = "1MiB"
 "#;
 
+/// Where [`GOOD`] has its transports.
+const RDMA: &str = "[transports.tcp]\nmax_transfer = \"1MiB\"";
+
 /// What of [`GOOD`] is replaced by what, the line it is then on, and what the message has to name.
 const REFUSED: &[(&str, &str, usize, &str)] = &[
     ("[devices.disk]", "shutdown = 1\n[devices.disk]", 2, "shutdown"),
@@ -193,7 +197,20 @@ const REFUSED: &[(&str, &str, usize, &str)] = &[
     ("4499 }", "4499 }, { address = \"0.0.0.0\", port = 4499 }", 20, "overlap"),
     ("4499", "70000", 20, "port"),
     ("4499", "0", 20, "port"),
-    ("\"tcp\"", "\"rdma\"", 20, "transport"),
+    ("\"tcp\"", "\"fc\"", 20, "transport"),
+    ("[transports.tcp]\n", "[transports.rdma]\n", 23, "max_transfer"),
+    (RDMA, "[transports.rdma]\nqueue_depth = 31", 23, "transports.rdma.queue_depth"),
+    (RDMA, "[transports.rdma]\nin_capsule_data = \"5KiB\"", 23, "power of two"),
+    (RDMA, "[transports.rdma]\nshared_receives = 63", 23, "shared_receives"),
+    (RDMA, "[transports.rdma]\ncompletions = 2097152", 23, "completions"),
+    (RDMA, "[transports.rdma]\nprogress_timeout = \"0s\"", 23, "progress_timeout"),
+    (
+        "\"tcp\", address = \"127.0.0.1\", port = 4499 }]\n\n",
+        "\"rdma\", address = \"192.0.2.1\" }]\n[memory]\nper_reactor = \"64MiB\"\n\
+         [transports.rdma]\nshared_receives = 16384\n",
+        22,
+        "memory.per_reactor",
+    ),
     ("max_transfer = \"1MiB\"", "max_transfer = \"1000000\"", 23, "max_transfer"),
     ("max_transfer = \"1MiB\"", "max_transfer = \"4MiB\"", 23, "max_transfer"),
     ("max_transfer = \"1MiB\"", "queue_depth = 1", 23, "queue_depth"),

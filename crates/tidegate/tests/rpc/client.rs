@@ -4,18 +4,29 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, tidegate};
 use crate::support::{PATIENCE, until};
 
 const SOCKET: &str = "rpc.sock";
 
 /// Starts a daemon in `folder` that keeps its state there, and waits until it serves.
 pub(crate) fn start(folder: &Path, more: &[&str]) -> Daemon {
+    start_as(folder, more, |command| command)
+}
+
+/// The same, with something changed about how it is started.
+pub(crate) fn start_as(
+    folder: &Path,
+    more: &[&str],
+    change: impl FnOnce(&mut Command) -> &mut Command,
+) -> Daemon {
     let own = ["serve", "--banner", "json", "--rpc-socket", SOCKET, "--state", "state"];
-    let daemon = Daemon::spawn_with(folder, &[&own[..], more].concat());
+    let mut command = tidegate(folder);
+    let daemon = Daemon::spawn_command(change(command.args(own).args(more)));
     daemon.banner();
     daemon
 }

@@ -18,6 +18,7 @@ mod metrics;
 mod parameters;
 mod provisioning;
 mod racing;
+mod rdma;
 mod removals;
 mod resizing;
 mod seeding;

@@ -125,24 +125,39 @@ fn devices() -> impl Strategy<Value = (BTreeMap<String, Device>, Vec<String>)> {
     })
 }
 
-fn transports() -> impl Strategy<Value = Option<Transport>> {
+fn trtypes() -> impl Strategy<Value = Trtype> {
+    prop_oneof![Just(Trtype::Tcp), Just(Trtype::Rdma)]
+}
+
+fn transports() -> impl Strategy<Value = BTreeMap<Trtype, Transport>> {
     // Those that the method takes.
     let (in_capsule, io) =
         ((0_u32..4096).prop_map(|size| size * 16), (12_u32..31).prop_map(|log| 1 << log));
     let sizes = (option::of(in_capsule), option::of(io));
-    let transport = (option::of(32..u16::MAX), option::of(1..u16::MAX), sizes);
-    option::of(transport.prop_map(|(depth, queues, (in_capsule, io))| Transport {
-        trtype: Trtype::Tcp,
-        max_queue_depth: depth,
-        max_io_qpairs_per_ctrlr: queues,
-        in_capsule_data_size: in_capsule,
-        max_io_size: io,
-    }))
+    let rdma = (option::of(any::<u32>()), option::of(any::<u32>()));
+    let transport = (option::of(32..u16::MAX), option::of(1..u16::MAX), sizes, rdma);
+    btree_map(trtypes(), transport, 0..=2).prop_map(|all| {
+        let all = all.into_iter();
+        all.map(|(trtype, (depth, queues, (in_capsule, io), (receives, completions)))| {
+            let own = |asked: Option<u32>| asked.filter(|_| trtype == Trtype::Rdma);
+            let transport = Transport {
+                trtype,
+                max_queue_depth: depth,
+                max_io_qpairs_per_ctrlr: queues,
+                in_capsule_data_size: in_capsule,
+                max_io_size: io,
+                max_srq_depth: own(receives),
+                num_cqe: own(completions),
+            };
+            (trtype, transport)
+        })
+        .collect()
+    })
 }
 
 fn addresses() -> impl Strategy<Value = Address> {
-    (any::<IpAddr>(), 1..u16::MAX).prop_map(|(traddr, trsvcid)| Address {
-        trtype: Trtype::Tcp,
+    (trtypes(), any::<IpAddr>(), 1..u16::MAX).prop_map(|(trtype, traddr, trsvcid)| Address {
+        trtype,
         traddr,
         trsvcid,
     })
@@ -244,19 +259,14 @@ fn subsystems(devices: Vec<String>) -> impl Strategy<Value = BTreeMap<Nqn, Subsy
 fn all_objects() -> impl Strategy<Value = Objects> {
     devices().prop_flat_map(|(devices, names)| {
         (Just(devices), transports(), subsystems(names), referrals()).prop_map(
-            |(devices, transport, mut subsystems, referrals)| {
-                if transport.is_none() {
-                    // Without one there is nothing to listen on.
-                    for subsystem in subsystems.values_mut() {
-                        subsystem.listeners.clear();
-                    }
+            |(devices, transports, mut subsystems, referrals)| {
+                // Without one there is nothing to listen on.
+                for subsystem in subsystems.values_mut() {
+                    subsystem
+                        .listeners
+                        .retain(|address, _| transports.contains_key(&address.trtype));
                 }
-                Objects {
-                    devices,
-                    transports: transport.into_iter().map(|it| (it.trtype, it)).collect(),
-                    subsystems,
-                    referrals,
-                }
+                Objects { devices, transports, subsystems, referrals }
             },
         )
     })

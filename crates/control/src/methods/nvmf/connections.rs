@@ -5,10 +5,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use node::{Node, NodeError};
+use node::{Census, Node, NodeError};
+use nvme::address::TransportType;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use target::shard::report::{ControllerReport, QueueState};
+use transport_rdma::DeviceCounters;
 use uuid::Uuid;
 
 use super::super::iostat::TICK_RATE;
@@ -76,8 +78,8 @@ pub(in crate::methods) async fn get_qpairs(plane: Arc<Plane>, params: Value) -> 
                 "state": state(queue.state),
                 "thread": thread_name(reactor),
                 "hostnqn": controller.host.as_str(),
-                "listen_address": address(queue.info.local),
-                "peer_address": address(queue.info.peer),
+                "listen_address": address(queue.info.transport, queue.info.local),
+                "peer_address": address(queue.info.transport, queue.info.peer),
                 "tidegate_depth": queue.entries,
             }));
         }
@@ -94,9 +96,10 @@ fn state(state: QueueState) -> &'static str {
     }
 }
 
-fn address(address: SocketAddr) -> Value {
+fn address(transport: TransportType, address: SocketAddr) -> Value {
+    let trtype = if transport == TransportType::Rdma { Trtype::Rdma } else { Trtype::Tcp };
     let (traddr, trsvcid) = (address.ip().to_canonical(), address.port());
-    listeners::describe(&Address { trtype: Trtype::Tcp, traddr, trsvcid })
+    listeners::describe(&Address { trtype, traddr, trsvcid })
 }
 
 #[derive(Deserialize)]
@@ -109,7 +112,8 @@ pub(in crate::methods) async fn get_stats(plane: Arc<Plane>, params: Value) -> R
     let wanted: GetStats = parameters(params)?;
     check_target(wanted.tgt_name.as_deref())?;
     let counted = ask(Arc::clone(&plane), Node::census).await?;
-    let queues = ask(plane, Node::queues).await?;
+    let queues = ask(Arc::clone(&plane), Node::queues).await?;
+    let rdma = plane.node().rdma().map(|rdma| rdma.network().counters());
     let groups = counted.iter().zip(queues).enumerate().map(|(reactor, (census, queues))| {
         let count = |wanted: fn(Option<(u16, u16)>) -> bool| {
             queues.iter().filter(|queue| wanted(queue.of)).count()
@@ -124,9 +128,37 @@ pub(in crate::methods) async fn get_stats(plane: Arc<Plane>, params: Value) -> R
             // A device here never refuses an operation for want of anything.
             "pending_bdev_io": 0,
             "completed_nvme_io": census.counters.answered_io,
-            "transports": [{ "trtype": "TCP" }],
+            "transports": transports(reactor, census, rdma.as_deref()),
         })
     });
     let groups: Value = groups.collect();
     Ok(json!({ "tick_rate": TICK_RATE, "poll_groups": groups }))
+}
+
+/// What the transports of a reactor have counted: in SPDK's words, and only what is counted here.
+fn transports(reactor: usize, census: &Census, rdma: Option<&[DeviceCounters]>) -> Value {
+    let rdma = rdma.map(|counted| {
+        let here = counted.iter().filter(|it| it.reactor == reactor);
+        json!({
+            "trtype": "RDMA",
+            // The transports of a reactor share its memory.
+            "pending_data_buffer": census.counters.buffer_waits,
+            "devices": here.map(device).collect::<Value>(),
+        })
+    });
+    [Some(json!({ "trtype": "TCP" })), rdma].into_iter().flatten().collect()
+}
+
+fn device(counted: &DeviceCounters) -> Value {
+    let values = &counted.values;
+    json!({
+        "name": counted.device,
+        "completions": values.completions,
+        "requests": values.commands,
+        "pending_rdma_read": values.reads_delayed,
+        "total_send_wrs": values.reads.wrapping_add(values.writes).wrapping_add(values.responses),
+        "send_doorbell_updates": values.posts,
+        "total_recv_wrs": values.receives,
+        "recv_doorbell_updates": values.receive_posts,
+    })
 }

@@ -16,11 +16,9 @@ use crate::state::State;
 
 /// The transport of this name.
 pub(super) fn trtype_of(text: &str) -> Result<Trtype, RpcError> {
-    if text.eq_ignore_ascii_case("tcp") {
-        Ok(Trtype::Tcp)
-    } else {
-        Err(invalid(format_args!("trtype: there is no transport {text} here; use TCP")))
-    }
+    Trtype::of_name(text).ok_or_else(|| {
+        invalid(format_args!("trtype: there is no transport {text} here; use TCP or RDMA"))
+    })
 }
 
 /// Clients send whatever their version of SPDK knows: only what means something here is looked at.
@@ -32,6 +30,8 @@ struct CreateTransport {
     max_io_qpairs_per_ctrlr: Option<u16>,
     in_capsule_data_size: Option<u32>,
     max_io_size: Option<u32>,
+    max_srq_depth: Option<u32>,
+    num_cqe: Option<u32>,
 }
 
 impl CreateTransport {
@@ -78,6 +78,9 @@ pub(in crate::methods) fn create_transport(params: Value) -> Result<Edit, RpcErr
         max_io_qpairs_per_ctrlr: wanted.max_io_qpairs_per_ctrlr,
         in_capsule_data_size: wanted.in_capsule_data_size,
         max_io_size: wanted.max_io_size,
+        // Of RDMA alone.
+        max_srq_depth: wanted.max_srq_depth.filter(|_| trtype == Trtype::Rdma),
+        num_cqe: wanted.num_cqe.filter(|_| trtype == Trtype::Rdma),
     };
     Ok(Box::new(move |state| {
         if state.transports.contains_key(&trtype) {
@@ -100,27 +103,44 @@ pub(in crate::methods) async fn get_transports(plane: Arc<Plane>, params: Value)
     let wanted: GetTransports = parameters(params)?;
     check_target(wanted.tgt_name.as_deref())?;
     let state = plane.state();
+    let describe = |trtype: Trtype| {
+        let waiting = plane.rdma_waiting().filter(|_| trtype == Trtype::Rdma);
+        describe(&state, trtype, waiting)
+    };
     match wanted.trtype.as_deref().map(trtype_of).transpose()? {
-        None => Ok(state.transports.keys().map(|trtype| describe(&state, *trtype)).collect()),
-        Some(trtype) if state.transports.contains_key(&trtype) => {
-            Ok(json!([describe(&state, trtype)]))
-        }
+        None => Ok(state.transports.keys().map(|trtype| describe(*trtype)).collect()),
+        Some(trtype) if state.transports.contains_key(&trtype) => Ok(json!([describe(trtype)])),
         Some(trtype) => Err(Errno::NoDevice.about(format_args!("transport {}", trtype.as_str()))),
     }
 }
 
-/// A transport as SPDK's clients read it, with what is in force.
-fn describe(state: &State, trtype: Trtype) -> Value {
+/// A transport as SPDK's clients read it, with what is in force; and why it is waited for, if it is.
+fn describe(state: &State, trtype: Trtype, waiting: Option<String>) -> Value {
     let limits = state.transport_limits(trtype);
-    json!({
+    let mut transport = json!({
         "trtype": trtype.as_str(),
         "max_queue_depth": limits.queue_depth,
         "max_io_qpairs_per_ctrlr": limits.io_queues,
         "in_capsule_data_size": limits.in_capsule,
         "max_io_size": limits.max_transfer,
         "max_aq_depth": limits.queue_depth,
-        "c2h_success": true,
-    })
+    });
+    let mut put = |name: &str, value: Value| {
+        transport.as_object_mut().map(|it| it.insert(name.to_owned(), value));
+    };
+    match trtype {
+        Trtype::Tcp => put("c2h_success", true.into()),
+        Trtype::Rdma => {
+            let config = state.rdma_config();
+            put("max_srq_depth", config.shared_receives.into());
+            put("no_srq", false.into());
+            put("num_cqe", config.completions.into());
+        }
+    }
+    if let Some(why) = waiting {
+        put("tidegate_waiting", why.into());
+    }
+    transport
 }
 
 pub(in crate::methods) async fn get_targets(_: Arc<Plane>, params: Value) -> Reply {

@@ -60,7 +60,7 @@ impl RdmaQueue {
         let device = device.ok_or(VerbsError::Misuse("the route has no device")).map_err(failed)?;
         let mut endpoint = endpoint(&device, address, settings)?;
         connection.prepare(endpoint.pair()).map_err(failed)?;
-        endpoint.receive().map_err(failed)?;
+        endpoint.post_receives().map_err(failed)?;
         let parameters = Parameters {
             private_data: request.as_bytes(),
             // The controller fetches the data of writes by RDMA reads; this end sends none.
@@ -82,7 +82,7 @@ impl RdmaQueue {
         Ok(Self {
             slots: Slots::new(settings.depth.min(most), slot_bytes),
             endpoint,
-            connection,
+            _connection: connection,
             events: attempt.events,
             peer: address,
             in_capsule: if attempt.qid == 0 { 0 } else { settings.in_capsule },

@@ -99,12 +99,12 @@ impl Daemon {
 
     /// Starts the binary with these arguments; back at once.
     pub(crate) fn spawn_with(folder: &Path, arguments: &[&str]) -> Daemon {
-        let mut child = tidegate(folder)
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Daemon::spawn_command(tidegate(folder).args(arguments))
+    }
+
+    /// Starts this command of the binary; back at once.
+    pub(crate) fn spawn_command(command: &mut Command) -> Daemon {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = mpsc::channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || {

@@ -81,12 +81,15 @@ pub(crate) fn start(plan: &Plan, exports: Vec<Exported>) -> (Node, Vec<SocketAdd
         limits: plan.limits.clone(),
     })
     .unwrap();
-    let addresses = node.listen(&plan.listeners, PATIENCE).unwrap();
+    let wanted = plan.listeners.iter().map(|address| TransportAddress {
+        trtype: TransportType::Tcp,
+        traddr: address.ip(),
+        trsvcid: address.port(),
+    });
+    let addresses = node.listen(&wanted.collect::<Vec<_>>(), PATIENCE).unwrap();
     let mut change = Configuration::empty().change();
     let id = |index: usize| ListenerId(index as u16 + 1);
-    for (index, address) in addresses.iter().enumerate() {
-        let (traddr, trsvcid) = (address.ip(), address.port());
-        let address = TransportAddress { trtype: TransportType::Tcp, traddr, trsvcid };
+    for (index, address) in addresses.iter().copied().enumerate() {
         change.add_listener(Listener { id: id(index), address }).unwrap();
     }
     for exported in exports {
@@ -103,7 +106,7 @@ pub(crate) fn start(plan: &Plan, exports: Vec<Exported>) -> (Node, Vec<SocketAdd
         }
     }
     node.configure(&change.build().unwrap()).unwrap();
-    (node, addresses)
+    (node, addresses.iter().map(TransportAddress::socket).collect())
 }
 
 /// A RAM device.

@@ -1,0 +1,191 @@
+# shellcheck shell=bash disable=SC2034,SC2154 # variables pass between the files that `guest` sources together
+# The same host over RDMA: discovery, data, file systems, and what a host has to live through.
+
+check_rdma_discover_lists_both_transports() {
+  rdma_prepare
+  discovered "$rdma_address" 4420 >"$scratch/log"
+  entries '\(.subnqn) \(.trtype) \(.traddr) \(.trsvcid)' <"$scratch/log" |
+    grep -x "$nqn_files rdma $rdma_address 4420" || fail "no entry of the RDMA listener in $(cat "$scratch/log")"
+  entries '\(.subnqn) \(.trtype) \(.traddr) \(.trsvcid)' <"$scratch/log" |
+    grep -x "$nqn_files tcp $rdma_address 4420" || fail "no entry of the TCP listener in $(cat "$scratch/log")"
+}
+
+check_rdma_connect_with_four_io_queues() {
+  rdma_prepare
+  connect "$nqn_files" -i 4
+  expect "the queues" "$(cat "/sys/class/nvme/$controller/queue_count")" 5
+  expect "the queue size" "$(cat "/sys/class/nvme/$controller/sqsize")" 127
+}
+
+check_rdma_connect_over_ipv6() {
+  rdma_prepare
+  connect "$nqn_memory" -a fd99::1 -s 4421 -i 2
+  use_namespace 1
+  verified_fio --name=ipv6 --rw=randwrite --bs=4k --size=1M
+}
+
+check_rdma_connect_and_disconnect_again_and_again() {
+  rdma_prepare
+  local round
+  for round in 1 2 3 4 5; do
+    echo "round $round"
+    connect "$nqn_memory" -i 2
+    use_namespace 1
+    disconnect
+  done
+}
+
+check_rdma_fio_every_size() {
+  rdma_prepare
+  verify_every_size
+}
+
+check_rdma_fio_on_memory() {
+  rdma_prepare
+  connect "$nqn_memory" -i 4
+  use_namespace 1
+  verified_fio --iodepth=16 \
+    --name=random --rw=randwrite --bs=4k --size=4M \
+    --name=sequential --rw=write --bs=1M --offset=32M --size=16M
+}
+
+# Vectors of buffers that begin and end anywhere, so that the host's memory regions do, too.
+check_rdma_unaligned_vectors() {
+  rdma_prepare
+  connect "$nqn_memory" -i 2
+  use_namespace 1
+  python3 "$here/unaligned.py" "$disk" || fail "data differs"
+}
+
+check_rdma_ext4_survives() {
+  rdma_prepare
+  ext4_survives
+}
+
+check_rdma_xfs_survives() {
+  rdma_prepare
+  grep -qw xfs /proc/filesystems || skip "this kernel has no xfs"
+  connect "$nqn_files" -i 4
+  use_namespace 1
+  wipefs -qa "$disk"
+  mkfs.xfs -q -f "$disk"
+  survives_unmount xfs "$disk" "xfs_repair -n"
+}
+
+# The two are paths to the same namespaces, one over each transport: round-robin sends I/O over both.
+check_rdma_and_tcp_side_by_side() {
+  rdma_prepare
+  local subsystem
+  connect "$nqn_memory" -i 2
+  transport=tcp
+  connect "$nqn_memory" -i 2
+  subsystem=$(echo /sys/class/nvme-subsystem/*/"$controller")
+  echo round-robin >"${subsystem%/*}/iopolicy"
+  use_namespace 1
+  verified_fio --name=both --rw=randrw --bs=4k --size=2M --iodepth=8
+}
+
+check_rdma_two_hosts_at_once() {
+  rdma_prepare
+  local first
+  connect "$nqn_memory" -q "$host_one" -I "$id_one" -i 2
+  first=$controller
+  # The tool takes it for the same connection otherwise.
+  connect "$nqn_memory" -q "$host_two" -I "$id_two" -i 2 --duplicate-connect
+  [ "$(cat "/sys/class/nvme/$first/cntlid")" != "$(cat "/sys/class/nvme/$controller/cntlid")" ] ||
+    fail "two controllers have the same CNTLID"
+  use_namespace 1
+  verified_fio --name=both --rw=randrw --bs=4k --size=2M --iodepth=8
+}
+
+check_rdma_controller_reset_under_load() {
+  rdma_prepare
+  connect_to_recover "$nqn_files"
+  start_verified_write 8M
+  local round
+  for round in 1 2; do
+    must_still_be_writing
+    echo "reset $round"
+    nvme reset "/dev/$controller"
+    wait_until 30 controller_is live || fail "not live after reset $round"
+  done
+  verified_write_ends_well
+}
+
+check_rdma_host_vanishes_under_load() {
+  rdma_prepare
+  connect "$nqn_memory" -i 4
+  use_namespace 1
+  fio --name=vanish --filename="$disk" --direct=1 --ioengine=libaio --rw=randwrite --bs=64k --size=64M --iodepth=32 \
+    --allow_file_create=0 --time_based --runtime=60 >/dev/null 2>&1 &
+  wait_until 60 writes_arrive || fail "the write does not get going"
+  disconnect
+  wait $! || true
+  connect "$nqn_memory" -i 4
+  use_namespace 1
+  verified_fio --name=after --rw=randwrite --bs=4k --size=1M --iodepth=16
+}
+
+check_rdma_target_killed_under_load() {
+  rdma_prepare
+  connect_to_recover "$nqn_files"
+  start_verified_write 8M
+  must_still_be_writing
+  target_kill
+  must_still_be_writing
+  target_start rdma
+  verified_write_ends_well
+}
+
+# soft-RoCE's own connection manager does not live through a message that it is given while the link is down, neither in 6.1 nor
+# in 6.12, whoever the target is: nobody connects over that device any more. So the device is made anew, which is a removal
+# under load to the target, and to the host the end of its controllers. The target lets go of everything, listens again by
+# itself, and meanwhile serves others over TCP.
+check_rdma_link_down_and_up_under_load() {
+  rdma_prepare
+  connect "$nqn_memory" -i 2
+  use_namespace 1
+  local verified=(--name=kept --rw=write --bs=16k --size=2M --offset=64M) over_tcp
+  verified_fio "${verified[@]}"
+  fio --name=load --filename="$disk" --direct=1 --ioengine=libaio --rw=randwrite --bs=4k --size=32M --iodepth=16 \
+    --allow_file_create=0 --time_based --runtime=100 >/dev/null 2>&1 &
+  wait_until 60 writes_arrive || fail "the write does not get going"
+  transport=tcp connect "$nqn_files" -i 1
+  over_tcp=$controller
+  ip link set "$rdma_interface" down
+  sleep 2
+  ip link set "$rdma_interface" up
+  rdma link delete rxe0
+  wait || true
+  soft_roce_device
+  wait_until 60 rdma_listens || fail "the target does not listen again"
+  connect "$nqn_memory" -i 2
+  use_namespace 1
+  verified_fio "${verified[@]}" --verify_only=1
+  controller=$over_tcp
+  controller_is live || fail "the host over TCP felt it"
+}
+
+rdma_listens() {
+  "$binary" discover -t rdma -a "$rdma_address" --timeout 5s
+}
+
+check_rdma_sigterm_while_idle_hosts_are_connected() {
+  tidegate_only "is no process"
+  rdma_prepare
+  connect "$nqn_files" -i 4
+  connect "$nqn_memory" -i 4
+  local began=$SECONDS
+  target_stop || fail "exit status $(cat "$scratch/target.status") on SIGTERM"
+  [ $((SECONDS - began)) -le 11 ] || fail "SIGTERM took $((SECONDS - began)) s"
+}
+
+# Our own host against the target.
+check_rdma_commands_of_our_own() {
+  rdma_prepare
+  local where=(-t rdma -a "$rdma_address")
+  "$binary" discover "${where[@]}" | grep "$nqn_memory" || fail "discover does not find $nqn_memory"
+  "$binary" identify "${where[@]}" -n "$nqn_memory" | grep TGMEMORY || fail "identify does not tell the serial"
+  "$binary" perf "${where[@]}" -n "$nqn_memory" --nsid 1 --rw randread --bs 4k --iodepth 16 --runtime 2s ||
+    fail "perf over RDMA"
+}

@@ -1,0 +1,26 @@
+# shellcheck shell=bash disable=SC2034,SC2154 # variables pass between the files that `guest` sources together
+# RDMA where there is no RDMA hardware: soft-RoCE over an interface of its own. What the target exports by `rdma.toml` is
+# what it exports by TCP.
+
+rdma_address=10.99.0.1
+rdma_interface=dummy0
+
+# Prepared by the first check that needs it.
+rdma_prepare() {
+  if ! ip link show "$rdma_interface" >/dev/null 2>&1; then
+    modprobe -a rdma_rxe rdma_ucm nvme-rdma || skip "this kernel has no soft-RoCE or no NVMe/RDMA host"
+    ip link add "$rdma_interface" type dummy
+    ip address add "$rdma_address/24" dev "$rdma_interface"
+    ip link set "$rdma_interface" mtu 4200 up
+    soft_roce_device
+  fi
+  transport=rdma
+  # It listens with TCP first: hosts may come by RDMA once it says so.
+  target_ensure rdma
+}
+
+# Its addresses of version 6 go with the link.
+soft_roce_device() {
+  ip -6 address add fd99::1/64 dev "$rdma_interface" nodad 2>/dev/null || true
+  rdma link add rxe0 type rxe netdev "$rdma_interface"
+}
