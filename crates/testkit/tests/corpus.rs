@@ -91,10 +91,15 @@ fn connections() {
     replay("connections", fuzz::connections);
 }
 
+#[test]
+fn rdma() {
+    replay("rdma", fuzz::rdma);
+}
+
 /// The seeds as they are now are what the fuzzer starts from: `WRITE_SEEDS=1` writes them.
 #[test]
 fn the_seeds_are_in_the_corpus() {
-    for target in ["pdus", "capsules", "connections"] {
+    for target in ["pdus", "capsules", "connections", "rdma"] {
         for seed in fuzz::seeds(target) {
             let path = corpus(target).join(seed.name);
             if std::env::var_os("WRITE_SEEDS").is_some() {

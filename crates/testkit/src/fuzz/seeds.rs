@@ -30,6 +30,7 @@ pub fn seeds(target: &str) -> Vec<Seed> {
         "pdus" => pdus(),
         "capsules" => capsules(),
         "connections" => connections(),
+        "rdma" => rdma(),
         other => panic!("there is no target {other}"),
     }
 }
@@ -190,5 +191,36 @@ fn connections() -> Vec<Seed> {
             bytes: [both(2047), stream(1, &request, 72), vec![112 << 1, 0xff, 0xff]].concat(),
             succeeded: 3,
         },
+    ]
+}
+
+/// Instructions to [`rdma`](super::rdma): the kind of device, then steps.
+fn rdma() -> Vec<Seed> {
+    let seed = |name, kind: u8, steps: &[&[u8]], succeeded| Seed {
+        name,
+        bytes: [&[kind], steps.concat().as_slice()].concat(),
+        succeeded,
+    };
+    let (controller, queue): (&[u8], &[u8]) = (&[1, 0], &[1, 0]);
+    // What, CID, blocks less one, LBA; then which queue.
+    let read: &[u8] = &[3, 0, 1, 0, 7, 8, 0, 0];
+    let write: &[u8] = &[3, 1, 2, 0, 7, 8, 0, 0];
+    let in_capsule: &[u8] = &[3, 5, 3, 0, 3, 8, 0, 0, 0, 8, 0];
+    let listed: &[u8] = &[3, 6, 4, 0, 7, 8, 0, 0, 4, 0, 0];
+    let settle: &[u8] = &[8];
+    let mut request = vec![0, 32];
+    request.extend(nvme::rdma::Request::new(0, 32, 0).as_bytes());
+    request.extend([16, 7, 0]);
+    let mut raw = vec![2, 64, 0];
+    raw.extend(identify().as_bytes());
+    raw.push(0);
+    let all: &[&[u8]] = &[controller, queue, read, write, in_capsule, listed, settle, settle];
+    vec![
+        seed("commands", 0, all, 4),
+        seed("own-receives", 1, &[controller, queue, read, write, listed, settle, settle], 3),
+        seed("short-queues", 30, all, 4),
+        seed("raw", 0, &[&request, settle, &raw, settle, settle], 0),
+        seed("vanishing", 4, &[controller, queue, read, write, &[12, 0], settle, &[15]], 0),
+        seed("held", 8, &[controller, queue, &[13, 1, 0, 0], read, write, settle, &[10, 200]], 0),
     ]
 }

@@ -11,7 +11,7 @@ use block::BlockDevice;
 use host::{ConnectOptions, Controller, HostIdentity};
 use memory::{Arena, ArenaConfig, Hugepages};
 use nvme::address::TransportType;
-use reactor::{IdlePolicy, Placement, ReactorConfig, Reactors};
+use reactor::{Handle, IdlePolicy, Placement, ReactorConfig, Reactors};
 use target::PortId;
 use testkit::column::{self, on};
 use testkit::fabric::Stepper;
@@ -108,6 +108,10 @@ impl Node {
         assert_eq!(network.bind(address, Duration::ZERO).unwrap(), address);
         network.admit(address);
         Node { fabric, network, address, reactors, _stepper: stepper }
+    }
+
+    pub fn handles(&self) -> &[Handle] {
+        self.reactors.handles()
     }
 
     pub fn connect_options(&self) -> ConnectOptions {

@@ -1,0 +1,7 @@
+//! See `testkit::fuzz::rdma`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    testkit::fuzz::rdma(bytes);
+});
