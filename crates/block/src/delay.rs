@@ -190,7 +190,7 @@ impl DelayQueue {
             let Some(Out { token, held, .. }) = self.out.try_remove(place) else { continue };
             let result = held.map_or(Err(ErrorKind::Internal), |(_, result)| result);
             count += 1;
-            done(Completion { token, result });
+            done(Completion::new(token, result));
         }
         count
     }
@@ -209,7 +209,7 @@ impl BlockQueue for DelayQueue {
         // Again and again until the base has nothing more: what is held fills no place among the `max`.
         while count < max {
             let room = max - count;
-            let came = base.poll(room, &mut |Completion { token, result }| {
+            let came = base.poll(room, &mut |Completion { token, result, .. }| {
                 let place = usize::try_from(token.0).unwrap_or(usize::MAX);
                 let Some(back) = out.get_mut(place) else { return };
                 let latency = match result {
@@ -218,7 +218,7 @@ impl BlockQueue for DelayQueue {
                 };
                 if latency.is_zero() {
                     count += 1;
-                    done(Completion { token: back.token, result });
+                    done(Completion::new(back.token, result));
                     out.try_remove(place);
                 } else {
                     back.held = Some((timers.insert(local.now() + latency, place), result));

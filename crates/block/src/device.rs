@@ -2,7 +2,9 @@
 
 use std::any::Any;
 use std::fmt::Debug;
+use std::sync::Arc;
 
+use memory::SharedMemory;
 use uuid::Uuid;
 
 use crate::{BlockError, Completion, Operation, Token};
@@ -116,6 +118,12 @@ pub trait BlockDevice: Any + Send + Sync + Debug {
     /// # Errors
     /// If the reactor lacks what the queue needs, or the device has failed.
     fn open_queue(&self, local: &reactor::Local) -> Result<Box<dyn BlockQueue>, BlockError>;
+
+    /// The memory that it consists of, if it lends that: reads need then bring none ([`Data::lent`](crate::Data::lent)).
+    /// Layers lend nothing: one holds completions back, for which writes would wait, the other makes data wrong.
+    fn medium(&self) -> Option<&Arc<SharedMemory>> {
+        None
+    }
 
     /// It has left the configuration. Queues that hold operations back for a reason of their own end them now; whatever
     /// is in a medium comes back as ever.

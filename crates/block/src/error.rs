@@ -29,6 +29,9 @@ pub enum ErrorKind {
     /// The device is gone.
     #[error("device is gone")]
     Removed,
+    /// What was to be lent is being written, or about to be: bring memory that it can be read into.
+    #[error("memory cannot be lent now")]
+    NotLent,
     /// Given up on request, without effect on the medium.
     #[error("aborted")]
     Aborted,

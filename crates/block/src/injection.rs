@@ -282,8 +282,7 @@ impl InjectionQueue {
         self.version = version;
         if self.orders.retired {
             let held = self.pending.drain(..).chain(self.starved.drain(..));
-            let gone =
-                |it: Operation| Completion { token: it.token, result: Err(ErrorKind::Removed) };
+            let gone = |it: Operation| Completion::new(it.token, Err(ErrorKind::Removed));
             self.failed.extend(held.map(gone));
         } else if self.orders.resumed != before.resumed {
             for operation in mem::take(&mut self.pending) {
@@ -297,7 +296,7 @@ impl InjectionQueue {
         match self.orders.strike(operation.kind, self.base.outstanding()) {
             None => self.base.submit(operation),
             Some(Effect::Fail(kind)) => {
-                self.failed.push_back(Completion { token, result: Err(kind) });
+                self.failed.push_back(Completion::new(token, Err(kind)));
             }
             Some(Effect::Pend) => self.pending.push_back(operation),
             Some(Effect::NoMemory) => {
@@ -356,7 +355,7 @@ impl BlockQueue for InjectionQueue {
         for held in [&mut self.pending, &mut self.starved] {
             if let Some(at) = held.iter().position(|operation| operation.token == token) {
                 held.remove(at);
-                self.failed.push_back(Completion { token, result: Err(ErrorKind::Aborted) });
+                self.failed.push_back(Completion::new(token, Err(ErrorKind::Aborted)));
                 return true;
             }
         }

@@ -80,7 +80,7 @@ struct NullQueue {
 impl BlockQueue for NullQueue {
     fn submit(&mut self, operation: Operation) {
         let result = operation.admit(self.geometry.geometry(), &self.properties);
-        self.done.push_back(Completion { token: operation.token, result });
+        self.done.push_back(Completion::new(operation.token, result));
     }
 
     fn poll(&mut self, max: usize, done: &mut dyn FnMut(Completion)) -> usize {
@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(queue.poll(2, &mut |completion| seen.push(completion)), 1);
         assert_eq!(queue.poll(2, &mut |completion| seen.push(completion)), 0);
         let expected = [(7, Ok(())), (8, Err(ErrorKind::OutOfRange)), (9, Ok(()))]
-            .map(|(token, result)| Completion { token: Token(token), result });
+            .map(|(token, result)| Completion::new(Token(token), result));
         assert_eq!(seen, expected);
     }
 

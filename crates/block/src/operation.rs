@@ -33,17 +33,28 @@ pub enum Kind {
     Verify,
 }
 
-/// The memory of an operation: up to [`MAX_SEGMENTS`] segments, in order.
+/// The memory of an operation: up to [`MAX_SEGMENTS`] segments, in order. Or, of a read, what the device lends.
 #[derive(Debug, Clone, Default)]
 pub struct Data {
     segments: [Option<Segment>; MAX_SEGMENTS],
     count: usize,
+    lent: bool,
 }
 
 impl Data {
     /// No memory: flush, write zeroes, deallocate, verify.
     pub fn none() -> Data {
         Data::default()
+    }
+
+    /// No memory: a read brings the device's own, of which its [medium](crate::BlockDevice::medium) is.
+    pub fn lent() -> Data {
+        Data { lent: true, ..Data::default() }
+    }
+
+    /// Whether the device is to lend its own.
+    pub fn is_lent(&self) -> bool {
+        self.lent
     }
 
     /// Adds a segment at the end; gives it back if there is no room.
@@ -84,7 +95,7 @@ impl Data {
 
 impl From<Segment> for Data {
     fn from(segment: Segment) -> Data {
-        Data { segments: [Some(segment), None, None, None], count: 1 }
+        Data { segments: [Some(segment), None, None, None], count: 1, lent: false }
     }
 }
 
@@ -106,10 +117,19 @@ pub struct Operation {
 }
 
 /// The end of an operation. Its memory has been let go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completion {
     /// The operation's.
     pub token: Token,
     /// How it ended.
     pub result: Result<(), ErrorKind>,
+    /// What was read, if the device was to lend it. Writes of the same blocks wait until it is let go.
+    pub lent: Option<Segment>,
+}
+
+impl Completion {
+    /// The end of an operation that nothing is lent for.
+    pub fn new(token: Token, result: Result<(), ErrorKind>) -> Completion {
+        Completion { token, result, lent: None }
+    }
 }

@@ -4,12 +4,16 @@
 //! after `BYTES_PER_POLL`. Deallocating pages is slow work for the kernel, so a long range is done
 //! in slices of `SLICE`, and the operation goes to the back of the queue after each: it holds up
 //! nothing behind it. Operations that are out at the same time have no order anyway.
+//!
+//! It lends its own memory for reads ([`Data::lent`](crate::Data::lent)): nothing is copied. A write of what is lent claims
+//! it and goes to the back of the queue until it is free, by [`memory::lease`]; what is read there meanwhile is copied. On
+//! whichever reactor the lease ends, the queue finds it at its next poll, which it asks for as long as a write waits.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use memory::{MemoryError, SharedMemory};
+use memory::{Claim, Lender, MemoryError, Segment, SharedMemory};
 
 use crate::{
     BlockDevice, BlockError, BlockQueue, Completion, Deallocation, ErrorKind, Geometry, Kind,
@@ -49,7 +53,7 @@ struct Inner {
     name: String,
     geometry: Geometry,
     properties: Properties,
-    medium: SharedMemory,
+    medium: Arc<SharedMemory>,
 }
 
 impl RamDevice {
@@ -84,14 +88,20 @@ impl RamDevice {
             description: "ram: in memory, lost when the process ends".to_owned(),
         };
         Ok(RamDevice {
-            inner: Arc::new(Inner { name: name.clone(), geometry, properties, medium }),
+            inner: Arc::new(Inner {
+                name: name.clone(),
+                geometry,
+                properties,
+                medium: Arc::new(medium),
+            }),
         })
     }
 
     /// A queue; it needs nothing of the reactor.
     pub fn queue(&self) -> Box<dyn BlockQueue> {
         let device = Arc::clone(&self.inner);
-        Box::new(RamQueue { device, waiting: VecDeque::new() })
+        let lender = Lender::new(Arc::clone(&device.medium));
+        Box::new(RamQueue { device, lender, waiting: VecDeque::new() })
     }
 }
 
@@ -111,6 +121,10 @@ impl BlockDevice for RamDevice {
     fn open_queue(&self, _local: &reactor::Local) -> Result<Box<dyn BlockQueue>, BlockError> {
         Ok(self.queue())
     }
+
+    fn medium(&self) -> Option<&Arc<SharedMemory>> {
+        Some(&self.inner.medium)
+    }
 }
 
 /// An operation and how far it has come.
@@ -119,6 +133,8 @@ struct Waiting {
     operation: Operation,
     /// Bytes of a range to be deallocated that have been.
     deallocated: u64,
+    /// Of what it writes next, while some of that is lent.
+    claim: Option<Claim>,
     /// Has been cancelled.
     aborted: bool,
 }
@@ -126,27 +142,37 @@ struct Waiting {
 #[derive(Debug)]
 struct RamQueue {
     device: Arc<Inner>,
+    lender: Lender,
     waiting: VecDeque<Waiting>,
 }
 
 impl BlockQueue for RamQueue {
     fn submit(&mut self, operation: Operation) {
-        self.waiting.push_back(Waiting { operation, deallocated: 0, aborted: false });
+        let (deallocated, claim, aborted) = (0, None, false);
+        self.waiting.push_back(Waiting { operation, deallocated, claim, aborted });
     }
 
     fn poll(&mut self, max: usize, done: &mut dyn FnMut(Completion)) -> usize {
         let mut count = 0;
         let mut moved = 0;
-        while count < max && moved < BYTES_PER_POLL {
+        // Each is looked at once: all of them may be waiting for leases.
+        for _ in 0..self.waiting.len() {
+            if count == max || moved >= BYTES_PER_POLL {
+                break;
+            }
             let Some(mut next) = self.waiting.pop_front() else {
                 break;
             };
-            match self.device.advance(&mut next, &mut moved) {
+            match self.advance(&mut next, &mut moved) {
                 Some(result) => {
                     let token = next.operation.token;
                     drop(next);
                     count += 1;
-                    done(Completion { token, result });
+                    let (result, lent) = match result {
+                        Ok(lent) => (Ok(()), lent),
+                        Err(kind) => (Err(kind), None),
+                    };
+                    done(Completion { token, result, lent });
                 }
                 None => self.waiting.push_back(next),
             }
@@ -174,55 +200,105 @@ impl BlockQueue for RamQueue {
     }
 }
 
-impl Inner {
+impl RamQueue {
     /// Carries the operation on by one bounded piece of work, and adds its bytes to `moved`. `None`:
     /// there is more to do.
-    fn advance(&self, next: &mut Waiting, moved: &mut u64) -> Option<Result<(), ErrorKind>> {
+    fn advance(
+        &self,
+        next: &mut Waiting,
+        moved: &mut u64,
+    ) -> Option<Result<Option<Segment>, ErrorKind>> {
+        let Inner { geometry, properties, medium, .. } = &*self.device;
+        let operation = &next.operation;
         if next.aborted {
             return Some(Err(ErrorKind::Aborted));
         }
-        if let Err(refusal) = next.operation.admit(self.geometry, &self.properties) {
+        let (start, len) = operation.byte_range(*geometry);
+        if operation.kind == Kind::Read && operation.data.is_lent() {
+            return Some(self.lend(operation, start, len).map(Some));
+        }
+        if let Err(refusal) = operation.admit(*geometry, properties) {
             return Some(Err(refusal));
         }
-        let (start, len) = next.operation.byte_range(self.geometry);
-        match next.operation.kind {
-            Kind::Flush | Kind::Verify => Some(Ok(())),
-            Kind::Read | Kind::Write | Kind::Compare => {
+        match operation.kind {
+            Kind::Flush | Kind::Verify => Some(Ok(None)),
+            Kind::Read | Kind::Compare => {
                 *moved += len;
-                Some(self.transfer(&next.operation, start))
+                Some(transfer(medium, operation, start).map(|()| None))
+            }
+            Kind::Write => {
+                let mut claim = self.claim(&mut next.claim, start, len)?;
+                *moved += len;
+                Some(write(&mut claim, operation, start).map(|()| None))
             }
             Kind::WriteZeroes { .. } | Kind::Deallocate => {
                 let left = len - next.deallocated;
                 let count = left.min(SLICE);
+                let mut claim = self.claim(&mut next.claim, start + next.deallocated, count)?;
                 *moved += count;
-                if self.medium.punch(start + next.deallocated, count).is_err() {
+                if claim.zero().is_err() {
                     return Some(Err(ErrorKind::MediumWrite));
                 }
                 next.deallocated += count;
-                (count == left).then_some(Ok(()))
+                (count == left).then_some(Ok(None))
             }
         }
     }
 
-    fn transfer(&self, operation: &Operation, start: u64) -> Result<(), ErrorKind> {
-        let mut at = start;
-        for segment in operation.data.iter() {
-            let inside = match operation.kind {
-                Kind::Read => self.medium.read_at(at, segment),
-                Kind::Write => self.medium.write_at(at, segment),
-                _ => match self.medium.equals(at, segment) {
-                    Some(false) => return Err(ErrorKind::Miscompare),
-                    Some(true) => true,
-                    None => false,
-                },
-            };
-            if !inside {
-                return Err(ErrorKind::Internal);
-            }
-            at = at.saturating_add(u64::try_from(segment.len()).unwrap_or(u64::MAX));
+    /// A claim of the range by which it can be written now; otherwise it is put where the operation waits with it.
+    fn claim(&self, waiting: &mut Option<Claim>, start: u64, len: u64) -> Option<Claim> {
+        let new = || self.lender.claim(start, usize::try_from(len).ok()?);
+        let mut claim = waiting.take().or_else(new)?;
+        if claim.is_free() {
+            return Some(claim);
         }
-        Ok(())
+        *waiting = Some(claim);
+        None
     }
+
+    fn lend(&self, operation: &Operation, start: u64, len: u64) -> Result<Segment, ErrorKind> {
+        if !self.device.geometry.contains(operation.lba, operation.blocks) {
+            return Err(ErrorKind::OutOfRange);
+        }
+        let len = usize::try_from(len).map_err(|_| ErrorKind::OutOfRange)?;
+        self.lender.lend(start, len).ok_or(ErrorKind::NotLent)
+    }
+}
+
+/// Reads or compares.
+fn transfer(medium: &SharedMemory, operation: &Operation, start: u64) -> Result<(), ErrorKind> {
+    let mut at = start;
+    for segment in operation.data.iter() {
+        let inside = match operation.kind {
+            Kind::Read => medium.read_at(at, segment),
+            _ => match medium.equals(at, segment) {
+                Some(false) => return Err(ErrorKind::Miscompare),
+                Some(true) => true,
+                None => false,
+            },
+        };
+        if !inside {
+            return Err(ErrorKind::Internal);
+        }
+        at = behind(at, segment);
+    }
+    Ok(())
+}
+
+fn write(claim: &mut Claim, operation: &Operation, start: u64) -> Result<(), ErrorKind> {
+    let mut at = start;
+    for segment in operation.data.iter() {
+        if !claim.write(at, segment) {
+            return Err(ErrorKind::Internal);
+        }
+        at = behind(at, segment);
+    }
+    Ok(())
+}
+
+/// Where the next segment's bytes are.
+fn behind(at: u64, segment: &Segment) -> u64 {
+    at.saturating_add(u64::try_from(segment.len()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

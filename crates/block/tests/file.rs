@@ -345,7 +345,7 @@ fn a_device_that_hangs_holds_up_no_other() {
         drop(frozen);
         let done = host.drain(&mut *slow);
         assert_eq!(done.len(), usize::try_from(count).unwrap());
-        for Completion { token, result } in done {
+        for Completion { token, result, .. } in done {
             let expected = if token.0 == count - 1 { Err(ErrorKind::Aborted) } else { Ok(()) };
             assert_eq!(result, expected, "{token:?}");
         }

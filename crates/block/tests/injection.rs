@@ -257,7 +257,7 @@ impl Test {
         let side = &mut self.sides[on];
         let mut seen = Vec::new();
         side.queue.poll(1000, &mut |completion| seen.push(completion));
-        for Completion { token: Token(token), result } in seen {
+        for Completion { token: Token(token), result, .. } in seen {
             assert!(
                 !side.pending.contains(&token) && !side.starved.contains(&token),
                 "{token} is held"

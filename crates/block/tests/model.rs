@@ -176,7 +176,7 @@ impl Test<'_> {
         }
     }
 
-    fn completed(&mut self, Completion { token, result }: Completion) {
+    fn completed(&mut self, Completion { token, result, .. }: Completion) {
         let mut out = self.out.remove(&token).expect("completed twice, or never submitted");
         if out.cancelled {
             assert_eq!(result, Err(ErrorKind::Aborted), "{:?}", out.kind);

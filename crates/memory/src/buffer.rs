@@ -1,4 +1,5 @@
-//! Buffers and the loans of them. One thread; the counts are plain cells in the pool's table.
+//! Buffers, the loans of them, and leases of a medium under the same name. One thread; the counts of
+//! buffers are plain cells in the pool's table, those of leases are in [`lease`](crate::lease).
 
 use std::fmt;
 use std::ops::Deref;
@@ -6,8 +7,8 @@ use std::ptr;
 use std::rc::Rc;
 use std::slice;
 
-use crate::RegionId;
-use crate::pool::Inner;
+use crate::pool::{Inner, Loans};
+use crate::{Lender, RegionId, SharedMemory};
 
 /// The owner of one contiguous piece of a pool. Dropped, the piece returns as soon as no
 /// [`Segment`] of it is left.
@@ -42,11 +43,9 @@ impl Buffer {
         let loans = self.pool.loans(self.block);
         loans.holders.set(loans.holders.get() + 1);
         Some(Segment {
-            pool: Rc::clone(&self.pool),
-            block: self.block,
+            owner: Owner::Buffer { pool: Rc::clone(&self.pool), block: self.block, region },
             start: base.wrapping_add(offset),
             len: u32::try_from(len).ok()?,
-            region,
         })
     }
 
@@ -78,16 +77,28 @@ impl fmt::Debug for Buffer {
     }
 }
 
-/// A counted loan of part of a [`Buffer`]: what a device or a socket reads from or writes to.
+/// What keeps the memory of a segment.
+enum Owner {
+    /// A block of a pool.
+    Buffer { pool: Rc<Inner>, block: u32, region: RegionId },
+    /// A medium, in which the segment's own bytes are leased.
+    Lease(Lender),
+}
+
+/// A counted loan of part of a [`Buffer`], what a device or a socket reads from or writes to; or a lease
+/// of part of a medium, which can only be read.
 pub struct Segment {
-    pool: Rc<Inner>,
-    block: u32,
+    owner: Owner,
     start: *mut u8,
     len: u32,
-    region: RegionId,
 }
 
 impl Segment {
+    /// A lease that has been counted.
+    pub(crate) fn leased(lender: Lender, start: *mut u8, len: u32) -> Segment {
+        Segment { owner: Owner::Lease(lender), start, len }
+    }
+
     /// Its length in bytes.
     pub fn len(&self) -> usize {
         self.len as usize
@@ -98,9 +109,33 @@ impl Segment {
         self.len == 0
     }
 
-    /// The slab it lies in.
-    pub fn region(&self) -> RegionId {
-        self.region
+    /// The slab it lies in; `None` for a lease.
+    pub fn region(&self) -> Option<RegionId> {
+        match self.owner {
+            Owner::Buffer { region, .. } => Some(region),
+            Owner::Lease(_) => None,
+        }
+    }
+
+    /// The medium that it is a lease of.
+    pub fn medium(&self) -> Option<&SharedMemory> {
+        match &self.owner {
+            Owner::Buffer { .. } => None,
+            Owner::Lease(lender) => Some(lender.medium()),
+        }
+    }
+
+    /// Whether it is a lease of a medium: then nothing may write to it.
+    pub fn is_lease(&self) -> bool {
+        matches!(self.owner, Owner::Lease(_))
+    }
+
+    /// Whether it is a lease that a write waits for.
+    pub fn is_wanted(&self) -> bool {
+        match &self.owner {
+            Owner::Buffer { .. } => false,
+            Owner::Lease(lender) => lender.is_claimed(self.start, self.len()),
+        }
     }
 
     /// Its first byte. Valid for [`Segment::len`] bytes as long as this segment lives.
@@ -108,7 +143,7 @@ impl Segment {
         self.start
     }
 
-    /// Its first byte, for a device to write; keep a [`DeviceWrite`] while it may.
+    /// Its first byte, for a device to write; keep a [`DeviceWrite`] while it may, which is not to be had for a lease.
     pub fn as_mut_ptr(&self) -> *mut u8 {
         self.start
     }
@@ -118,16 +153,42 @@ impl Segment {
         if offset.checked_add(len)? > self.len() {
             return None;
         }
-        let mut part = self.clone();
-        part.start = self.start.wrapping_add(offset);
-        part.len = u32::try_from(len).ok()?;
-        Some(part)
+        Some(self.another(self.start.wrapping_add(offset), u32::try_from(len).ok()?))
+    }
+
+    /// Another loan, of these bytes of it.
+    fn another(&self, start: *mut u8, len: u32) -> Segment {
+        let owner = match &self.owner {
+            Owner::Buffer { pool, block, region } => {
+                let holders = &pool.loans(*block).holders;
+                holders.set(holders.get() + 1);
+                Owner::Buffer { pool: Rc::clone(pool), block: *block, region: *region }
+            }
+            Owner::Lease(lender) => {
+                lender.renew(start, len as usize);
+                Owner::Lease(lender.clone())
+            }
+        };
+        Segment { owner, start, len }
+    }
+
+    /// The counts of its buffer; a lease has none there.
+    fn loans(&self) -> Option<&Loans> {
+        match &self.owner {
+            Owner::Buffer { pool, block, .. } => Some(pool.loans(*block)),
+            Owner::Lease(_) => None,
+        }
+    }
+
+    /// Whether we may write to it: a buffer of which no view is open.
+    fn is_writable(&self) -> bool {
+        self.loans().is_some_and(|loans| loans.viewers.get() == 0)
     }
 
     /// Copies `data` in at `offset`; the number of bytes that fitted. Nothing is copied while a
-    /// view of the same buffer is open.
+    /// view of the same buffer is open, nor to a lease.
     pub fn copy_from(&self, offset: usize, data: &[u8]) -> usize {
-        if self.pool.loans(self.block).viewers.get() != 0 {
+        if !self.is_writable() {
             return 0;
         }
         let count = self.len().saturating_sub(offset).min(data.len());
@@ -152,9 +213,9 @@ impl Segment {
         count
     }
 
-    /// Fills it with zeroes, unless a view of the same buffer is open.
+    /// Fills it with zeroes, unless a view of the same buffer is open or it is a lease.
     pub fn fill_zero(&self) {
-        if self.pool.loans(self.block).viewers.get() == 0 {
+        if self.is_writable() {
             // SAFETY: as in `copy_from`, for the whole length.
             unsafe { ptr::write_bytes(self.start, 0, self.len()) };
         }
@@ -163,56 +224,65 @@ impl Segment {
     /// Lets `look` read the bytes in place (a digest, a comparison); `None` while a device may be
     /// writing this buffer.
     pub fn view<R>(&self, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        let loans = self.pool.loans(self.block);
-        if loans.writers.get() != 0 {
+        let loans = self.loans();
+        if loans.is_some_and(|loans| loans.writers.get() != 0) {
             return None;
         }
-        loans.viewers.set(loans.viewers.get() + 1);
-        // SAFETY: the bytes lie inside the loan and are initialised. No device writes them (no
+        if let Some(loans) = loans {
+            loans.viewers.set(loans.viewers.get() + 1);
+        }
+        // SAFETY: the bytes lie inside the loan and are initialised. Of a buffer, no device writes them (no
         // `DeviceWrite` is out, and none is granted while a view is open), copies into the buffer
-        // are refused meanwhile, and `bytes_mut` needs all loans returned: they cannot change.
+        // are refused meanwhile, and `bytes_mut` needs all loans returned: they cannot change. Of a
+        // medium, they are leased while this segment lives, and nothing writes what is leased (see `lease`).
         let bytes = unsafe { slice::from_raw_parts(self.start, self.len()) };
         let result = look(bytes);
-        loans.viewers.set(loans.viewers.get() - 1);
+        if let Some(loans) = loans {
+            loans.viewers.set(loans.viewers.get() - 1);
+        }
         Some(result)
     }
 
     /// Declares that a device may write these bytes until the returned guard is dropped; `None`
-    /// while a view of the buffer is open.
+    /// while a view of the buffer is open, and for a lease.
     pub fn device_write(self) -> Option<DeviceWrite> {
-        let loans = self.pool.loans(self.block);
-        if loans.viewers.get() != 0 {
+        if !self.is_writable() {
             return None;
         }
-        loans.writers.set(loans.writers.get() + 1);
+        let writers = &self.loans()?.writers;
+        writers.set(writers.get() + 1);
         Some(DeviceWrite { segment: self })
     }
 }
 
 impl Clone for Segment {
     fn clone(&self) -> Segment {
-        let loans = self.pool.loans(self.block);
-        loans.holders.set(loans.holders.get() + 1);
-        Segment {
-            pool: Rc::clone(&self.pool),
-            block: self.block,
-            start: self.start,
-            len: self.len,
-            region: self.region,
-        }
+        self.another(self.start, self.len)
     }
 }
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        self.pool.release(self.block);
+        match &self.owner {
+            Owner::Buffer { pool, block, .. } => pool.release(*block),
+            Owner::Lease(lender) => lender.end(self.start, self.len()),
+        }
     }
 }
+
+/// Two segments are equal if they are the same memory.
+impl PartialEq for Segment {
+    fn eq(&self, other: &Segment) -> bool {
+        (self.start, self.len) == (other.start, other.len)
+    }
+}
+
+impl Eq for Segment {}
 
 impl fmt::Debug for Segment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Segment")
-            .field("region", &self.region.0)
+            .field("region", &self.region())
             .field("len", &self.len)
             .finish_non_exhaustive()
     }
@@ -234,8 +304,9 @@ impl Deref for DeviceWrite {
 
 impl Drop for DeviceWrite {
     fn drop(&mut self) {
-        let loans = self.segment.pool.loans(self.segment.block);
-        loans.writers.set(loans.writers.get() - 1);
+        if let Some(loans) = self.segment.loans() {
+            loans.writers.set(loans.writers.get() - 1);
+        }
     }
 }
 

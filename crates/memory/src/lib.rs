@@ -14,7 +14,10 @@
 //!
 //! The bytes of a piece may be changing under us while a device has them. So there is no
 //! `&[u8]` to a [`Segment`]; there are copies, and [`Segment::view`], which refuses while a
-//! [`DeviceWrite`] is out. System calls that take many segments at once are in [`vectored`], so
+//! [`DeviceWrite`] is out.
+//!
+//! A [`SharedMemory`] is the medium of a RAM device. Part of it is lent to the wire as a [`Segment`], too: a *lease*,
+//! for which writes wait (see [`lease`]). System calls that take many segments at once are in [`vectored`], so
 //! that raw pointers stay in this crate and in the ring.
 //!
 //! Rejected: reference-counted heap blocks (an allocation per command, and nothing to register
@@ -25,12 +28,16 @@ mod arena;
 mod buddy;
 mod buffer;
 mod error;
+pub mod lease;
 mod pool;
+mod registration;
 mod shared;
 pub mod vectored;
 
 pub use arena::{Arena, ArenaConfig, ArenaReport, Hugepages, RegionId, SLAB_SIZE, Slab};
 pub use buffer::{Buffer, DeviceWrite, Segment};
 pub use error::MemoryError;
+pub use lease::{Claim, Lender};
 pub use pool::Pool;
+pub use registration::DeviceId;
 pub use shared::SharedMemory;

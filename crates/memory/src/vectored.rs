@@ -29,7 +29,7 @@ pub enum Piece<'a> {
 pub enum Space<'a> {
     /// Bytes of our own.
     Bytes(&'a mut [u8]),
-    /// `len` bytes of a segment from `offset`.
+    /// `len` bytes of a segment from `offset`; none of a lease, which cannot be written.
     Part(&'a Segment, usize, usize),
 }
 
@@ -76,11 +76,12 @@ pub fn receive(socket: BorrowedFd<'_>, spaces: &mut [Space<'_>]) -> io::Result<u
         let bytes: &mut [u8] = match space {
             Space::Bytes(bytes) => bytes,
             Space::Part(segment, offset, len) => {
-                let len = (*len).min(segment.len().saturating_sub(*offset));
-                let offset = (*offset).min(segment.len());
+                let room = if segment.is_lease() { 0 } else { segment.len() };
+                let len = (*len).min(room.saturating_sub(*offset));
+                let offset = (*offset).min(room);
                 // SAFETY: the range was clipped to the segment, which lives for the whole call.
                 // The slice goes only to the system call, which writes it; on this thread nothing
-                // else runs meanwhile, so no view of the buffer is open.
+                // else runs meanwhile, so no view of the buffer is open. It is empty for a lease.
                 unsafe { slice::from_raw_parts_mut(segment.as_mut_ptr().add(offset), len) }
             }
         };

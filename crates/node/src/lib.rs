@@ -15,7 +15,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use memory::{Arena, ArenaConfig, ArenaReport, Hugepages, SLAB_SIZE};
+use memory::{Arena, ArenaConfig, ArenaReport, Hugepages, SLAB_SIZE, SharedMemory};
 use nvme::address::{TransportAddress, TransportType};
 pub use reactor::CounterValues as ReactorCounters;
 use reactor::{IdlePolicy, Local, Placement, ReactorConfig, ReactorError, Reactors};
@@ -106,6 +106,8 @@ pub struct Node {
     tcp: TcpNetwork,
     /// Once it was added.
     rdma: OnceLock<Rdma>,
+    /// What is in force.
+    configured: Mutex<Arc<Configuration>>,
     /// The core and the idle policy of each reactor.
     places: Vec<(Option<usize>, IdlePolicy)>,
 }
@@ -156,7 +158,8 @@ impl Node {
         }
         collect(acknowledged)?;
         let (reactors, rdma) = (Mutex::new(reactors), OnceLock::new());
-        Ok(Node { arena, reactors, inboxes, placement, tcp, rdma, places })
+        let configured = Mutex::new(Configuration::empty());
+        Ok(Node { arena, reactors, inboxes, placement, tcp, rdma, configured, places })
     }
 
     /// Starts RDMA for this node: addresses can be taken, and no host is served before [`Node::add_rdma`].
@@ -178,6 +181,7 @@ impl Node {
         if self.rdma.set(rdma).is_err() {
             return Ok(());
         }
+        network.lend(media(&self.configured.lock().unwrap_or_else(PoisonError::into_inner)));
         collect(self.ask(|done| Letter::AddRdma(network.clone(), done))?)
     }
 
@@ -199,7 +203,13 @@ impl Node {
     /// # Errors
     /// [`NodeError`] if a reactor cannot open what it names.
     pub fn configure(&self, configuration: &Arc<Configuration>) -> Result<(), NodeError> {
-        collect(self.ask(|done| Letter::Configure(Arc::clone(configuration), done))?)
+        collect(self.ask(|done| Letter::Configure(Arc::clone(configuration), done))?)?;
+        let mut configured = self.configured.lock().unwrap_or_else(PoisonError::into_inner);
+        configured.clone_from(configuration);
+        if let Some(rdma) = self.rdma() {
+            rdma.network().lend(media(configuration));
+        }
+        Ok(())
     }
 
     /// Listens on these addresses, waiting up to `patience` for each that is still in use. None accepts
@@ -405,6 +415,12 @@ impl Node {
         }
         Ok(answers)
     }
+}
+
+/// The memory that devices consist of.
+fn media(configuration: &Configuration) -> Vec<Arc<SharedMemory>> {
+    let namespaces = configuration.subsystems().iter().flat_map(|it| it.namespaces());
+    namespaces.filter_map(|it| it.device()?.medium().cloned()).collect()
 }
 
 /// Posts a letter, waiting for room until then; whether it went.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use memory::DeviceId;
 use nvme::Cqe;
 use nvme::address::TransportType;
 
@@ -20,6 +21,20 @@ pub struct QueueInfo {
     /// Most bytes of data that the transport takes in a capsule of an I/O command. Admin and fabrics
     /// commands may always carry [`ADMIN_IN_CAPSULE`].
     pub in_capsule_limit: u32,
+    /// Which memory of devices it can send from.
+    pub borrows: Borrows,
+}
+
+/// What a transport can send straight from the memory that a device consists of (see
+/// [`BlockDevice::medium`](block::BlockDevice::medium)). What it cannot is copied into buffers of the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Borrows {
+    /// Nothing.
+    Nothing,
+    /// Whatever this device has had registered with it when the command arrives.
+    Registered(DeviceId),
+    /// Whatever there is.
+    Anything,
 }
 
 /// In-capsule data that admin and fabrics commands may carry, whatever IOCCSZ says: NVMe/TCP transport
@@ -43,7 +58,7 @@ pub enum Action {
         /// The data is in the capsule; otherwise it has to be fetched (R2T, RDMA_READ).
         in_capsule: bool,
     },
-    /// Send the first `data` bytes of the request's buffer (0: none), then the completion, then say
+    /// Send the first `data` bytes of the request's memory (0: none), then the completion, then say
     /// [`Shard::response_sent`](crate::Shard::response_sent). For a request whose in-capsule data was not
     /// asked for by [`Action::Receive`], that data is thrown away.
     Respond {

@@ -25,7 +25,10 @@ pub fn status(kind: ErrorKind) -> Status {
         ErrorKind::Aborted => Status::ABORT_REQUESTED,
         ErrorKind::Status { sct, sc } if (sct, sc) != (0, 0) => Status::new(sct, sc),
         // A failure without a status of its own, even if it brought that of success.
-        ErrorKind::Status { .. } | ErrorKind::Internal => Status::INTERNAL_ERROR,
+        // Nor may a device say that it does not lend to a command that asks for no such thing.
+        ErrorKind::Status { .. } | ErrorKind::NotLent | ErrorKind::Internal => {
+            Status::INTERNAL_ERROR
+        }
     }
 }
 
@@ -45,6 +48,7 @@ mod tests {
             ErrorKind::MediumWrite,
             ErrorKind::Removed,
             ErrorKind::Aborted,
+            ErrorKind::NotLent,
             ErrorKind::Internal,
             ErrorKind::Status { sct: 0, sc: 0 },
             ErrorKind::Status { sct: 2, sc: 0x81 },

@@ -32,9 +32,10 @@ pub mod rate_limit;
 pub mod shard;
 pub mod statistics;
 
-pub use action::{ADMIN_IN_CAPSULE, Action, CommandRefused, DisconnectReason, QueueInfo};
+pub use action::{ADMIN_IN_CAPSULE, Action, Borrows, CommandRefused, DisconnectReason, QueueInfo};
 pub use handle::{PortId, QueueId, RequestId, ShardIndex};
 pub use obligation::forgotten_commands;
 pub use reactor::Instant;
+pub use shard::lending::Lease;
 pub use shard::message::Message;
 pub use shard::{Shard, ShardConfig, ShardLimits};

@@ -36,6 +36,7 @@ mod fence;
 mod hosts;
 mod intake;
 mod keep_alive;
+pub mod lending;
 mod limit;
 pub mod message;
 mod outstanding;
@@ -131,6 +132,7 @@ pub struct Shard {
     configuration: Arc<Configuration>,
     requests: Requests,
     outstanding: Outstanding,
+    lent: lending::Lent,
     queues: Queues,
     pledges: pledges::Pledges,
     hosts: Hosts,
@@ -199,6 +201,7 @@ impl Shard {
             configuration: Configuration::empty(),
             requests: Requests::preallocated(limits.requests),
             outstanding: Outstanding::new(limits.requests),
+            lent: lending::Lent::new(limits.requests),
             queues: Queues::growing(limits.queues),
             pledges: pledges::Pledges::default(),
             hosts: Hosts::new(limits.queues),
@@ -302,16 +305,19 @@ impl Shard {
         self.actions.get(usize::from(port.0)).is_some_and(|actions| !actions.is_empty())
     }
 
-    /// A loan of part of the request's buffer; None if the request is unknown, holds none, or the range
-    /// lies outside.
-    pub fn segment(&self, request: RequestId, offset: u32, length: u32) -> Option<Segment> {
-        let request = self.requests.get(request)?;
+    /// A loan of part of the request's buffer, or of what its device has lent it; None if the request is unknown, holds
+    /// neither, or the range lies outside.
+    pub fn segment(&self, id: RequestId, offset: u32, length: u32) -> Option<Segment> {
+        let request = self.requests.get(id)?;
         let end = offset.checked_add(length)?;
         if end > request.length {
             return None;
         }
-        let buffer = request.buffer.as_ref()?;
-        buffer.segment(usize::try_from(offset).ok()?, usize::try_from(length).ok()?)
+        let (offset, length) = (usize::try_from(offset).ok()?, usize::try_from(length).ok()?);
+        match &request.buffer {
+            Some(buffer) => buffer.segment(offset, length),
+            None => self.lent.get(id)?.part(offset, length),
+        }
     }
 
     /// A message of another shard. It is looked at in the next [`Shard::poll`].

@@ -23,9 +23,10 @@ mod listener;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use memory::SharedMemory;
 use nvme::rdma::{Accept, Reject, RejectStatus, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::{debug, info, warn};
@@ -54,6 +55,8 @@ pub struct Manager {
     listeners: Listeners,
     adapters: Vec<Adapter>,
     events: EventChannel,
+    /// What devices of the target consist of.
+    media: Vec<Weak<SharedMemory>>,
     next_lane: u32,
     next_adapter: u32,
     stopped: bool,
@@ -85,6 +88,7 @@ impl Manager {
             listeners: Listeners::default(),
             adapters: Vec::new(),
             events,
+            media: Vec::new(),
             next_lane: 0,
             next_adapter: 0,
             stopped: false,
@@ -160,11 +164,25 @@ impl Manager {
                         self.leave(&link.berth);
                     }
                 }
+                Order::Lend(media) => self.lend(media),
                 Order::Shutdown => self.listeners.clear(),
                 Order::Stop => self.stopped = true,
             }
         }
         worked
+    }
+
+    /// Registers media that are new with all devices.
+    fn lend(&mut self, media: Vec<Arc<SharedMemory>>) {
+        self.media.retain(|known| media.iter().any(|medium| known.as_ptr() == Arc::as_ptr(medium)));
+        for medium in media {
+            if !self.media.iter().any(|known| known.as_ptr() == Arc::as_ptr(&medium)) {
+                for adapter in &self.adapters {
+                    adapter.lend(&medium);
+                }
+                self.media.push(Arc::downgrade(&medium));
+            }
+        }
     }
 
     /// A connection's place with its device is free again.
@@ -232,6 +250,10 @@ impl Manager {
         private_data: &[u8],
     ) -> Result<(), (Connection, Refusal)> {
         let no_resources = |why: String| Refusal(RejectStatus::NoResources, why);
+        // The host may know that it is admitted before we do: the order has been given, though, if so.
+        if !self.listeners.is_admitting(listener) {
+            self.take_orders();
+        }
         if !self.listeners.is_admitting(listener) {
             return Err((connection, no_resources("nobody is admitted yet".to_owned())));
         }
@@ -337,6 +359,9 @@ impl Manager {
         let id = AdapterId(self.next_adapter);
         let adapter = Adapter::new(id, device, &self.shared)?;
         info!("RDMA device {}", adapter.describe());
+        for medium in self.media.iter().filter_map(Weak::upgrade) {
+            adapter.lend(&medium);
+        }
         self.adapters.push(adapter);
         Ok(self.adapters.len() - 1)
     }

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use memory::Arena;
+use memory::{Arena, SharedMemory};
 use reactor::{Handle, Notes, Place, Placement};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
@@ -116,6 +116,8 @@ pub(crate) enum Order {
     End(ConnectionId),
     /// Nothing is posted any more: destroy both, or what is left.
     Bury(ConnectionId, Option<QueuePair>),
+    /// These are the media that devices of the target consist of.
+    Lend(Vec<Arc<SharedMemory>>),
     /// Cease to listen anywhere.
     Shutdown,
     /// The thread is to end.
@@ -302,6 +304,12 @@ impl RdmaNetwork {
     /// Ceases to listen there soon; connections stay.
     pub fn unlisten(&self, address: SocketAddr) {
         self.shared.order(Order::Unlisten(address));
+    }
+
+    /// The memory that devices of the target consist of, all of it. It is registered with every RDMA device, which sends it without a copy from
+    /// then on; all its pages are pinned by that.
+    pub fn lend(&self, media: Vec<Arc<SharedMemory>>) {
+        self.shared.order(Order::Lend(media));
     }
 
     /// Ceases to listen, and ends every queue once it has sent what is queued on it. [`RdmaNetwork::connections`] tells

@@ -11,7 +11,7 @@ use memory::Pool;
 use nvme::address::TransportType;
 use reactor::{EventSource, Instant, Interest, Local, Poller, PollerId, Progress};
 use slab::Slab;
-use target::{Action, PortId, QueueId, QueueInfo, Shard};
+use target::{Action, Borrows, PortId, QueueId, QueueInfo, Shard};
 use tracing::{debug, warn};
 use verbs::{Completion, ConnectionId, SendChain, WorkQueue};
 
@@ -255,7 +255,9 @@ impl RdmaTransport {
         let open = index.and_then(|index| self.lanes.get(index).filter(|lane| !lane.closing));
         let (Some(index), Some(lane)) = (index, open) else { return refuse(Some(pair)) };
         let in_capsule_limit = lane.in_capsule;
-        let info = QueueInfo { transport: TransportType::Rdma, local, peer, in_capsule_limit };
+        let borrows = Borrows::Registered(lane.memory.id());
+        let transport = TransportType::Rdma;
+        let info = QueueInfo { transport, local, peer, in_capsule_limit, borrows };
         let work = match WorkQueue::new(pair) {
             Ok(work) => work,
             Err(error) => {

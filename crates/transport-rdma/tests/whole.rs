@@ -15,7 +15,11 @@ fn blocks(bytes: u32) -> u32 {
 
 #[test]
 fn what_was_written_is_read() {
-    let node = Node::start(&Options::default());
+    let options = Options::default();
+    let node = Node::start(&options);
+    // Every slab of the pool, and what the RAM device consists of: reads are sent from there.
+    let slabs = options.pool / memory::SLAB_SIZE;
+    node.wait_until("all is registered", |node| node.fabric.census()[3] == slabs + 1);
     let mut controller = node.connect();
     controller.request_queues(1).unwrap();
     let mut queue = controller.open_queue(1, 32, 1 << 20).unwrap();

@@ -36,13 +36,14 @@ mod tests;
 mod transfers;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use memory::Segment;
 use memory::vectored::Space;
 use nvme::tcp::{CommonHeader, IcReq, Layout, PduType, TermReq, crc32c};
 use nvme::{Sqe, Status};
 use reactor::Instant;
-use target::{Action, CommandRefused, QueueId, RequestId};
+use target::{Action, CommandRefused, Lease, QueueId, RequestId};
 use zerocopy::FromBytes;
 
 use crate::buffers::Buffers;
@@ -60,6 +61,12 @@ use parking::Parking;
 use terminate::Violation;
 use transfers::Transfers;
 
+/// How long a host may leave lent memory to a socket that is full before it is looked whether a write waits for it, and
+/// between two looks.
+const LOOK_AT_LEASES: Duration = Duration::from_millis(10);
+/// The same where nothing was lent at the last look.
+const LOOK_FOR_LEASES: Duration = Duration::from_millis(100);
+
 /// What a connection needs of the target: the shard, by the names that the shard uses.
 pub(crate) trait Core {
     fn open_queue(&mut self, addresses: &Addresses, in_capsule_limit: u32) -> Option<QueueId>;
@@ -73,6 +80,7 @@ pub(crate) trait Core {
     fn response_sent(&mut self, request: RequestId);
     fn close_queue(&mut self, queue: QueueId);
     fn segment(&self, request: RequestId, offset: u32, length: u32) -> Option<Segment>;
+    fn give_back(&mut self, request: RequestId) -> Lease;
     fn next_action(&mut self) -> Option<Action>;
 }
 
@@ -393,6 +401,11 @@ impl Connection {
         if self.has_said_all() {
             self.said_all(turn);
         }
+    }
+
+    /// The socket takes no more now: looks after a while whether somebody waits for what was lent.
+    pub(crate) fn blocked<C: Core>(&mut self, turn: &Turn<'_, C>) {
+        self.wake_by(turn.now + LOOK_AT_LEASES);
     }
 }
 

@@ -486,12 +486,14 @@ fn send<C: Core>(session: &mut Session, turn: &mut Turn<'_, C>) {
                 if count < left {
                     turn.counters.send_calls_short.add(1);
                     session.writable = false;
+                    session.connection.blocked(turn);
                     return;
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 turn.counters.send_calls_short.add(1);
                 session.writable = false;
+                session.connection.blocked(turn);
                 return;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

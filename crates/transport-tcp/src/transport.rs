@@ -9,7 +9,9 @@ use memory::Segment;
 use nvme::address::TransportType;
 use nvme::{Sqe, Status};
 use reactor::{Instant, Local, Place, Poller, PollerId, Progress};
-use target::{Action, CommandRefused, PortId, QueueId, QueueInfo, RequestId, Shard};
+use target::{
+    Action, Borrows, CommandRefused, Lease, PortId, QueueId, QueueInfo, RequestId, Shard,
+};
 use tracing::warn;
 
 use crate::buffers::Buffers;
@@ -43,7 +45,9 @@ pub(crate) struct Port<'a> {
 impl Core for Port<'_> {
     fn open_queue(&mut self, addresses: &Addresses, in_capsule_limit: u32) -> Option<QueueId> {
         let Addresses { local, peer } = *addresses;
-        let info = QueueInfo { transport: TransportType::Tcp, local, peer, in_capsule_limit };
+        // A socket takes whatever memory there is.
+        let (transport, borrows) = (TransportType::Tcp, Borrows::Anything);
+        let info = QueueInfo { transport, local, peer, in_capsule_limit, borrows };
         self.shard.open_queue(self.port, info)
     }
 
@@ -70,6 +74,10 @@ impl Core for Port<'_> {
 
     fn segment(&self, request: RequestId, offset: u32, length: u32) -> Option<Segment> {
         self.shard.segment(request, offset, length)
+    }
+
+    fn give_back(&mut self, request: RequestId) -> Lease {
+        self.shard.give_back(request)
     }
 
     fn next_action(&mut self) -> Option<Action> {

@@ -6,7 +6,7 @@
 mod support;
 
 use std::io::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nvme::tcp::{DigestFlags, FatalErrorStatus as Fes, Flags};
 use reactor::IdlePolicy;
@@ -130,6 +130,45 @@ fn a_host_that_reads_late_gets_everything() {
     }
     let values = node.network.total();
     assert!(values.send_calls < 4000, "{values:?}");
+}
+
+/// One host has read and does not take the answers; what another writes there is on the medium all the same, long before
+/// the first is given up, and the first gets what there was when it was read.
+#[test]
+fn a_host_that_takes_nothing_does_not_hold_up_the_writes_of_others() {
+    const LENGTH: usize = 256 << 10;
+    for (reactors, digests) in [(1, DigestFlags::DATA), (2, DigestFlags::empty())] {
+        let node = Node::start(&Options { reactors, ..Options::default() });
+        let idle = Admin::connect(node.address, 0, digests);
+        let mut reader = idle.queue(node.address, 1, digests);
+        let busy = Admin::connect(node.address, 1, digests);
+        let mut writer = busy.queue(node.address, 1, digests);
+        let mut commands = Vec::new();
+        for cid in 0..60 {
+            commands.extend(reader.capsule(read(cid, 0, LENGTH as u32), &[]));
+        }
+        reader.send(&commands);
+        node.wait_until("the socket is full", |node| node.network.total().send_calls_short > 0);
+        let began = Instant::now();
+        for number in 1..=20_u8 {
+            let write = write_in_capsule(number.into(), 8192, 4096);
+            assert!(writer.execute(write, &[number; 4096]).status().is_success());
+        }
+        assert!(began.elapsed() < Timeouts::default().send / 2, "{:?}", began.elapsed());
+        let (mut found, mut latest) = (vec![Vec::new(); 60], 0);
+        while found.iter().any(|bytes| bytes.len() < LENGTH) {
+            let Pdu::Data(header, part) = reader.receive() else { panic!() };
+            found[usize::from(header.cccid.get())].extend(part);
+        }
+        for bytes in &found {
+            let (before, written, after) = (&bytes[..8192], &bytes[8192..12288], &bytes[12288..]);
+            assert!(before.iter().chain(after).all(|byte| *byte == 0));
+            assert!(written.iter().all(|byte| *byte == written[0]), "a torn block");
+            latest = latest.max(written[0]);
+        }
+        assert_eq!(found[0][8192], 0, "read before it was written");
+        assert!(latest <= 20);
+    }
 }
 
 #[test]

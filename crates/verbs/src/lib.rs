@@ -4,7 +4,7 @@
 //! line what to install. [`software`] has devices in memory that a test steps: [`Fabric::library`] is the same [`Library`].
 //!
 //! ```text
-//!   Library ── Device ── Domain ── RegisteredArena (memory::Arena)
+//!   Library ── Device ── Domain ── RegisteredArena (memory::Arena, memory::SharedMemory)
 //!      │          │         ├───── SharedReceiveQueue ── SharedReceives   (posts, on its reactor)
 //!      │          │         └───── QueuePair ─────────── WorkQueue        (posts, on its reactor)
 //!      │          ├── CompletionChannel ── CompletionQueue                 (polled by its reactor)

@@ -1,14 +1,20 @@
-//! Memory regions: slabs of an arena that a device may read and write.
+//! Memory regions: slabs of an arena that a device may read and write, and media of RAM devices that it may read.
 //!
 //! A region holds its domain and the arena, so the memory stays mapped as long as a device may reach it. What a peer does
 //! with a key it was given is beyond any type: it changes bytes that nobody has a reference to, as long as only buffers
 //! that are lent out carry keys to it.
+//!
+//! A medium is registered as one region, and keeps its registration itself: a [`Segment`] that is a lease of it leads to the
+//! key without a table that reactors would share. The region ends with the medium, hence after the last lease that
+//! a work request may name; or with the [`RegisteredArena`] that made it, when its device has gone. No peer is ever given a
+//! key to a medium, and the device itself has no right to write it.
 
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bitflags::bitflags;
-use memory::{Arena, RegionId, SLAB_SIZE, Segment};
+use memory::{Arena, DeviceId, RegionId, SLAB_SIZE, Segment, SharedMemory};
 
 use crate::error::last;
 use crate::{Domain, VerbsError, sys};
@@ -35,10 +41,11 @@ pub struct Remote {
     pub key: u32,
 }
 
-/// One slab, registered.
+/// One slab or one medium, registered.
 struct Region {
     mr: NonNull<sys::Mr>,
     base: usize,
+    length: usize,
     local: u32,
     remote: u32,
     domain: Domain,
@@ -50,21 +57,26 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    fn register(domain: &Domain, base: *mut u8, access: Access) -> Result<Region, VerbsError> {
+    fn register(
+        domain: &Domain,
+        base: *mut u8,
+        length: usize,
+        access: Access,
+    ) -> Result<Region, VerbsError> {
         let api = domain.device().library().api();
-        // SAFETY: a live domain and a mapped slab, which the caller keeps mapped as long as the region.
-        let mr = unsafe { (api.ibv_reg_mr)(domain.pd(), base.cast(), SLAB_SIZE, access.bits()) };
+        // SAFETY: a live domain and mapped memory, which the caller keeps mapped as long as the region.
+        let mr = unsafe { (api.ibv_reg_mr)(domain.pd(), base.cast(), length, access.bits()) };
         let mr = NonNull::new(mr).ok_or_else(|| last("ibv_reg_mr"))?;
         // SAFETY: a region just made, whose keys do not change.
         let (local, remote) = unsafe { ((*mr.as_ptr()).lkey, (*mr.as_ptr()).rkey) };
-        Ok(Region { mr, base: base.addr(), local, remote, domain: domain.clone() })
+        Ok(Region { mr, base: base.addr(), length, local, remote, domain: domain.clone() })
     }
 
     /// Where `segment` lies, if it lies inside.
     fn locate(&self, segment: &Segment) -> Option<u64> {
         let address = segment.as_ptr().addr();
         let offset = address.checked_sub(self.base)?;
-        (offset.checked_add(segment.len())? <= SLAB_SIZE).then_some(address as u64)
+        (offset.checked_add(segment.len())? <= self.length).then_some(address as u64)
     }
 }
 
@@ -75,8 +87,12 @@ impl Drop for Region {
     }
 }
 
-/// The slabs of an arena, registered with a domain: finds the keys of a segment.
+/// The slabs of an arena, and any media, registered with a domain: finds the keys of a segment.
 pub struct RegisteredArena {
+    /// What media know its domain by.
+    id: DeviceId,
+    /// Those that it has registered.
+    media: Mutex<Vec<Weak<SharedMemory>>>,
     // Dropped in this order: the mapping goes last.
     regions: Vec<Region>,
     domain: Domain,
@@ -103,7 +119,9 @@ impl RegisteredArena {
         access: Access,
     ) -> Result<RegisteredArena, VerbsError> {
         let (domain, arena) = (domain.clone(), arena.clone());
-        let mut registered = RegisteredArena { regions: Vec::new(), domain, arena, access };
+        let id = DeviceId::new().ok_or(VerbsError::Misuse("no number is left for a domain"))?;
+        let (media, regions) = (Mutex::default(), Vec::new());
+        let mut registered = RegisteredArena { id, media, regions, domain, arena, access };
         registered.extend()?;
         Ok(registered)
     }
@@ -114,8 +132,39 @@ impl RegisteredArena {
     /// As [`RegisteredArena::new`]; those registered before the error stay.
     pub fn extend(&mut self) -> Result<(), VerbsError> {
         for slab in self.arena.slabs().into_iter().skip(self.regions.len()) {
-            self.regions.push(Region::register(&self.domain, slab.base(), self.access)?);
+            let region = Region::register(&self.domain, slab.base(), SLAB_SIZE, self.access)?;
+            self.regions.push(region);
         }
+        Ok(())
+    }
+
+    /// What a medium knows its domain by.
+    pub fn id(&self) -> DeviceId {
+        self.id
+    }
+
+    /// Registers a medium, for reading, until it or this is dropped; nothing to do if it is registered. All its pages are
+    /// pinned, those never written among them. This may take long; it is no work for a reactor.
+    ///
+    /// # Errors
+    /// If the device or the limit on locked memory does not allow so much: what is read there is to be copied then.
+    pub fn register_medium(&self, medium: &Arc<SharedMemory>) -> Result<(), VerbsError> {
+        let mut media = self.media.lock().unwrap_or_else(PoisonError::into_inner);
+        if medium.key(self.id).is_some() {
+            return Ok(());
+        }
+        if medium.len() as u64 > self.domain.device().attributes().max_mr_size {
+            return Err(VerbsError::Misuse("the medium is larger than a region may be"));
+        }
+        let registered = medium.register(self.id, |base, length| -> Result<_, VerbsError> {
+            let region = Region::register(&self.domain, base.as_ptr(), length, Access::empty())?;
+            Ok((region.local, Box::new(region)))
+        })?;
+        if !registered {
+            return Err(VerbsError::Misuse("the medium is registered with too many devices"));
+        }
+        media.retain(|medium| medium.strong_count() > 0);
+        media.push(Arc::downgrade(medium));
         Ok(())
     }
 
@@ -125,7 +174,7 @@ impl RegisteredArena {
     }
 
     fn find(&self, segment: &Segment) -> Option<(&Region, u64)> {
-        let RegionId(index) = segment.region();
+        let RegionId(index) = segment.region()?;
         let region = self.regions.get(usize::from(index))?;
         Some((region, region.locate(segment)?))
     }
@@ -136,10 +185,27 @@ impl RegisteredArena {
         Some(Remote { address, key: region.remote })
     }
 
-    /// How the device is told of this segment.
+    /// How the device is told to read from this segment.
+    pub(crate) fn source(&self, segment: &Segment) -> Option<sys::Sge> {
+        let Some(medium) = segment.medium() else { return self.sge(segment) };
+        let lkey = medium.key(self.id)?;
+        let length = u32::try_from(segment.len()).ok()?;
+        Some(sys::Sge { addr: segment.as_ptr().addr() as u64, length, lkey })
+    }
+
+    /// How the device is told of this segment of a buffer.
     pub(crate) fn sge(&self, segment: &Segment) -> Option<sys::Sge> {
         let (region, addr) = self.find(segment)?;
         let length = u32::try_from(segment.len()).ok()?;
         Some(sys::Sge { addr, length, lkey: region.local })
+    }
+}
+
+impl Drop for RegisteredArena {
+    fn drop(&mut self) {
+        let media = self.media.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for medium in media.iter().filter_map(Weak::upgrade) {
+            medium.unregister(self.id);
+        }
     }
 }

@@ -129,7 +129,10 @@ impl SendChain {
         let (pieces, lent) = (self.pieces.len(), self.lent.len());
         let index = u32::try_from(self.requests.len()).unwrap_or(u32::MAX);
         for segment in segments {
-            let sge = memory.sge(&segment);
+            let sge = match work {
+                Work::Read(_) => memory.sge(&segment),
+                _ => memory.source(&segment),
+            };
             let fits = self.pieces.len() < self.pieces.capacity()
                 && self.lent.len() < self.lent.capacity();
             let (Some(sge), true) = (sge, fits) else {

@@ -238,7 +238,7 @@ impl Answers {
     }
 
     fn say(&mut self, token: Token, result: Result<(), ErrorKind>) {
-        self.done.push_back(Completion { token, result });
+        self.done.push_back(Completion::new(token, result));
     }
 }
 

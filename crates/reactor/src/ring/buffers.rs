@@ -76,7 +76,7 @@ impl Buffers {
 
     /// The place of the slab that holds the whole segment.
     pub(super) fn place(&self, segment: &Segment) -> Option<u16> {
-        let region = segment.region().0;
+        let region = segment.region()?.0;
         let base = (*self.bases.get(usize::from(region))?)?;
         let offset = segment.as_ptr().addr().checked_sub(base)?;
         (offset.checked_add(segment.len())? <= SLAB_SIZE).then_some(region)

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use block::BlockQueue;
+use memory::SharedMemory;
 use nvme::{Nqn, Status};
 
 use super::controller::Kind;
@@ -24,6 +25,8 @@ pub(crate) struct Backend {
     pub(crate) namespace: Arc<Namespace>,
     /// None: the queue could not be opened; tried again when the configuration changes.
     pub(crate) queue: Option<Box<dyn BlockQueue>>,
+    /// What its device lends.
+    pub(crate) medium: Option<Arc<SharedMemory>>,
     pub(crate) bounds: Bounds,
     /// The device's geometry when `bounds` was taken.
     pub(crate) generation: u64,
@@ -46,6 +49,8 @@ pub(crate) struct Backend {
     /// Request slots and bytes of the pool that its commands hold.
     pub(crate) slots: u32,
     pub(crate) charged: usize,
+    /// Bytes that it lends to its commands.
+    pub(crate) lent: usize,
     /// The latest round of the ring in which a command found that it holds all it may.
     pub(crate) crowded_in: Option<u64>,
 }
@@ -70,6 +75,11 @@ impl Backend {
             return Err(Status::NAMESPACE_NOT_READY);
         }
         Ok(())
+    }
+
+    /// What its commands hold of its own memory, or of the pool.
+    pub(crate) fn held_mut(&mut self, lent: bool) -> &mut usize {
+        if lent { &mut self.lent } else { &mut self.charged }
     }
 
     pub(crate) fn is_paused(&self) -> bool {

@@ -1,7 +1,9 @@
 //! Who gets memory of the pool, and when.
 //!
-//! A request takes all the buffer it needs or waits holding none. Waiting requests stand in their queue's
-//! lines for each device, the queues in a ring; the ring is served in turn, one request per queue and visit.
+//! A request takes all the buffer it needs or waits holding none. One that is [lent](super::lending) memory of its device
+//! needs none, but counts in the shares of its queue and its host as if it did: so it can be given one later. Waiting
+//! requests stand in their queue's lines for each device, the queues in a ring; the ring is served in turn, one
+//! request per queue and visit.
 //! So that one greedy peer cannot take everything:
 //!
 //! | who | may hold | why |
@@ -57,11 +59,13 @@ impl Shard {
         let (queue_id, device, line) = (request.queue, request.device, request.line());
         // Nothing behind it on its connection is read before it has its buffer.
         let (limited, holds) = (request.limited, request.buffer.is_some());
+        let needs = !request.has_memory();
         let blocks = request.in_capsule && !holds;
         let Some(queue) = self.queues.get(queue_id) else { return };
         // Nobody is overtaken: neither one's own earlier commands, nor queues that wait for memory.
         let first = self.is_urgent(id)
-            || (queue.waiting.is_empty_for(device, line) && (!self.dry || !queue.is_io()));
+            || (queue.waiting.is_empty_for(device, line)
+                && (!self.dry || !queue.is_io() || !needs));
         if first {
             match self.try_buffer(id) {
                 Attempt::Got => return self.have_buffer(id, holds),
@@ -136,23 +140,27 @@ impl Shard {
             (false, true) => queue.memory_kept(capacity).saturating_add(capacity / 16),
             (false, false) => queue.memory_kept(capacity),
         };
-        if charge.saturating_add(kept) > available && available != capacity {
-            return Attempt::Empty;
+        if !request.borrows {
+            if charge.saturating_add(kept) > available && available != capacity {
+                return Attempt::Empty;
+            }
+            let room = usize::try_from(request.room).unwrap_or(usize::MAX);
+            let Some(buffer) = self.pool.take(room) else { return Attempt::Empty };
+            request.buffer = Some(buffer);
         }
-        let room = usize::try_from(request.room).unwrap_or(usize::MAX);
-        let Some(buffer) = self.pool.take(room) else { return Attempt::Empty };
-        request.buffer = Some(buffer);
         request.charge = u32::try_from(charge).unwrap_or(u32::MAX);
         queue.charged = queue.charged.saturating_add(charge);
         host.charged = host.charged.saturating_add(charge);
         let device = request.device.and_then(|key| self.subsystems.backends.get_mut(key));
         if let Some(backend) = device {
-            backend.charged = backend.charged.saturating_add(charge);
+            let held = backend.held_mut(request.borrows);
+            *held = held.saturating_add(charge);
         }
         Attempt::Got
     }
 
-    /// The request holds its buffer: the host's data is fetched, or the work begins. `held`: it waited with the data.
+    /// The request holds its buffer, or needs none: the host's data is fetched, or the work begins. `held`: it waited
+    /// with the data.
     fn have_buffer(&mut self, id: RequestId, held: bool) {
         let Some(request) = self.requests.get_mut(id) else { return };
         if !request.from_host || held {
@@ -171,16 +179,21 @@ impl Shard {
         self.act(port, Action::Receive { queue, request: id, length, in_capsule });
     }
 
-    /// The request holds no buffer from now on.
+    /// The request holds no memory from now on.
     pub(super) fn release_buffer(&mut self, id: RequestId) {
         let Some(request) = self.requests.get_mut(id) else { return };
-        let Some(buffer) = request.buffer.take() else { return };
-        let charge = usize::try_from(request.charge).unwrap_or(usize::MAX);
-        request.charge = 0;
-        drop(buffer);
+        if request.charge == 0 {
+            return;
+        }
+        let charge = usize::try_from(std::mem::take(&mut request.charge)).unwrap_or(usize::MAX);
+        if request.borrows {
+            self.lent.end(id);
+        }
+        let lent = request.buffer.take().is_none();
         let device = request.device.and_then(|key| self.subsystems.backends.get_mut(key));
         if let Some(backend) = device {
-            backend.charged = backend.charged.saturating_sub(charge);
+            let held = backend.held_mut(lent);
+            *held = held.saturating_sub(charge);
         }
         if let Some(queue) = self.queues.get_mut(request.queue) {
             queue.charged = queue.charged.saturating_sub(charge);
@@ -238,8 +251,8 @@ impl Shard {
             let Some(first) = queue.waiting.first(place) else { continue };
             let Some(request) = self.requests.get(first) else { continue };
             let (device, line) = (request.device, request.line());
-            let holds = request.buffer.is_some();
-            if self.dry && is_io && !holds && !self.is_urgent(first) {
+            let (holds, needs) = (request.buffer.is_some(), !request.has_memory());
+            if self.dry && is_io && needs && !self.is_urgent(first) {
                 continue;
             }
             match self.try_buffer(first) {

@@ -316,6 +316,7 @@ fn new_backend(
         subsystem: key,
         namespace: Arc::clone(namespace),
         queue,
+        medium: device.medium().cloned(),
         bounds: Bounds::new(namespace, device, subsystem.limits()),
         generation: device.geometry().generation,
         counters,
@@ -329,6 +330,7 @@ fn new_backend(
         held: Fifo::default(),
         slots: 0,
         charged: 0,
+        lent: 0,
         crowded_in: None,
     }
 }

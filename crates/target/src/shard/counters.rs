@@ -11,6 +11,12 @@ pub struct Counters {
     pub answered_io: u64,
     /// Block operations submitted.
     pub operations: u64,
+    /// Reads that devices lent their own memory for.
+    pub lent: u64,
+    /// Reads that were to be lent such, while somebody wrote there or was about to: they were copied.
+    pub not_lent: u64,
+    /// Reads whose memory was copied when a write waited for it and the host did not take it.
+    pub given_back: u64,
     /// Commands not taken because no slot was free; the queue was resumed later.
     pub stalls: u64,
     /// Commands that had to wait for a buffer.

@@ -104,6 +104,12 @@ impl Shard {
         let backend = request.device.and_then(|key| self.subsystems.backends.get(key));
         let Some(backend) = backend else { return DeviceShare::Within };
         let (capacity, available) = (self.pool.capacity(), self.pool.available());
+        if request.borrows {
+            // Of the pool it takes nothing; but past the shares of others it goes only with little.
+            let held = backend.lent.saturating_add(charge);
+            let little = backend.lent == 0 || held <= capacity / LITTLE;
+            return if little { DeviceShare::Little } else { DeviceShare::Within };
+        }
         let held = backend.charged.saturating_add(charge);
         let spare = available.saturating_sub(charge) >= capacity / SPARE;
         if spare && (backend.charged == 0 || held <= capacity / LITTLE) {

@@ -154,7 +154,7 @@ impl Shard {
     }
 
     /// Submits what can be submitted; ends the command when nothing is left.
-    fn go_on(&mut self, id: RequestId) {
+    pub(super) fn go_on(&mut self, id: RequestId) {
         loop {
             match self.next_operation(id) {
                 Next::Submit(step) => self.submit(id, step),
@@ -234,9 +234,13 @@ impl Shard {
                 Some(segment) => Data::from(segment),
                 None => return fail(Status::INTERNAL_ERROR),
             },
+            None if request.borrows => Data::lent(),
             None => Data::none(),
         };
-        request.task = Task::None;
+        if !data.is_lent() {
+            // Otherwise it may have to be done anew.
+            request.task = Task::None;
+        }
         let io::Request { kind, lba, fua, .. } = operation;
         Next::Submit(Step { backend, kind, lba, blocks, fua, data })
     }
@@ -358,8 +362,18 @@ impl Shard {
         {
             if let (Some(backend), Some(started)) =
                 (backend, self.outstanding.get(completion.token))
+                && completion.result != Err(ErrorKind::NotLent)
             {
                 count(backend, started, completion.result, self.now);
+            }
+            if completion.result == Err(ErrorKind::NotLent) && request.borrows {
+                self.not_lent(id, key);
+                return self.backend_settled(key);
+            }
+            if let Some(lent) = completion.lent {
+                request.task = Task::None;
+                self.lent.put(id, lent);
+                self.counters.lent += 1;
             }
             if let Err(kind) = completion.result {
                 let status = match (kind, request.give_up) {

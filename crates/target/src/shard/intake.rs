@@ -174,6 +174,7 @@ impl Shard {
                 }
                 if is_io {
                     self.charge_device(id);
+                    self.note_borrower(id);
                 }
                 if checked.length == 0 { self.perform(id) } else { self.seek_buffer(id) }
             }

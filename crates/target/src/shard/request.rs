@@ -93,7 +93,9 @@ pub(crate) struct Request {
     /// The limits of its device have not let it through yet.
     pub(crate) limited: bool,
     pub(crate) buffer: Option<Buffer>,
-    /// Bytes of the pool that the queue, the host and the device are charged for.
+    /// Its device lends what it reads; see [`super::lending`].
+    pub(crate) borrows: bool,
+    /// Bytes of the pool, or of what it is lent, that the queue and the host are charged for; the device for the former.
     pub(crate) charge: u32,
     /// The namespace that it names and whose share of slots and memory it counts against; None for admin
     /// commands and those that are for every namespace.
@@ -135,6 +137,7 @@ impl Request {
             from_host: false,
             limited: false,
             buffer: None,
+            borrows: false,
             charge: 0,
             device: None,
             backend: None,
@@ -164,6 +167,11 @@ impl Request {
     pub(crate) fn line(&self) -> Way {
         // Nothing but a limit gives a reason to overtake.
         if self.limited { self.way() } else { Way::Read }
+    }
+
+    /// Whether it needs nothing of the pool, or has it.
+    pub(crate) fn has_memory(&self) -> bool {
+        self.buffer.is_some() || self.borrows
     }
 
     pub(crate) fn cid(&self) -> CommandId {

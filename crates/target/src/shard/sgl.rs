@@ -95,6 +95,7 @@ pub(crate) fn check(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Borrows;
 
     fn info(transport: TransportType) -> QueueInfo {
         QueueInfo {
@@ -102,6 +103,7 @@ mod tests {
             local: "127.0.0.1:4420".parse().unwrap(),
             peer: "127.0.0.1:50000".parse().unwrap(),
             in_capsule_limit: 4096,
+            borrows: Borrows::Anything,
         }
     }
 

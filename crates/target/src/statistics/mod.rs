@@ -183,6 +183,11 @@ impl Counters {
         self.submitted.add(1);
     }
 
+    /// One has come back undone, to be submitted anew.
+    pub(crate) fn taken_back(&self) {
+        self.submitted.set(self.submitted.value().wrapping_sub(1));
+    }
+
     /// One has come back as it should.
     pub(crate) fn succeeded(&self, class: Class, bytes: u64, nanos: u64) {
         let Some(counters) = self.classes.get(class.index()) else { return };

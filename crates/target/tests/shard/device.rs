@@ -187,7 +187,7 @@ impl BlockQueue for TestQueue {
             let took = state.now.since(since);
             state.log.push(Logged { queue: self.number, kind, blocks, took, result });
             drop(operation);
-            done(Completion { token, result });
+            done(Completion::new(token, result));
         }
         self.operations = kept;
         count

@@ -16,8 +16,8 @@ use target::configuration::{
     Configuration, Hosts, Listener, ListenerId, NamespaceOptions, SubsystemOptions,
 };
 use target::{
-    Action, CommandRefused, DisconnectReason, Instant, Message, PortId, QueueId, QueueInfo,
-    RequestId, Shard, ShardConfig, ShardIndex, ShardLimits,
+    Action, Borrows, CommandRefused, DisconnectReason, Instant, Message, PortId, QueueId,
+    QueueInfo, RequestId, Shard, ShardConfig, ShardIndex, ShardLimits,
 };
 use zerocopy::IntoBytes;
 
@@ -107,6 +107,9 @@ pub(crate) struct Connection {
     pub(crate) receives: VecDeque<(RequestId, u32)>,
     /// The host's data does not come.
     pub(crate) lazy: bool,
+    /// Answers that the host has not taken, while it takes `none`.
+    pub(crate) unsent: VecDeque<RequestId>,
+    pub(crate) takes_none: bool,
     next_cid: u16,
 }
 
@@ -127,6 +130,8 @@ pub(crate) struct World {
     mail: BTreeMap<(usize, usize), VecDeque<Message>>,
     /// Messages stay under way.
     pub(crate) hold_mail: bool,
+    /// What connections that are opened can send from.
+    pub(crate) borrows: Borrows,
 }
 
 impl World {
@@ -152,6 +157,7 @@ impl World {
             devices: Vec::new(),
             mail: BTreeMap::new(),
             hold_mail: false,
+            borrows: Borrows::Anything,
         }
     }
 
@@ -275,7 +281,11 @@ impl World {
                         assert_eq!(segment.copy_to(0, &mut bytes), bytes.len());
                     }
                     connection.finished.push_back(Finished { cqe, data: bytes });
-                    self.shards[index].response_sent(request);
+                    if connection.takes_none {
+                        connection.unsent.push_back(request);
+                    } else {
+                        self.shards[index].response_sent(request);
+                    }
                 }
                 Action::Resume { .. } => connection.resumes += 1,
                 Action::Disconnect { reason, .. } => connection.disconnected = Some(reason),
@@ -324,6 +334,7 @@ impl World {
             local: local.parse().unwrap(),
             peer: "127.0.0.1:50000".parse().unwrap(),
             in_capsule_limit: 8192,
+            borrows: self.borrows,
         };
         let queue = self.shards[shard].open_queue(PORT, info).unwrap();
         let wire = Wire { shard, queue };

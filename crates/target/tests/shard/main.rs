@@ -24,6 +24,7 @@ mod health;
 mod hostile;
 mod identify;
 mod io;
+mod lending;
 mod lifecycle;
 mod limit;
 mod pause;

@@ -224,7 +224,7 @@ impl BlockQueue for DiskQueue {
             let running = self.running.remove(key).unwrap();
             let result = state.complete(&running, self.disk.properties.volatile_write_cache);
             state.outstanding -= 1;
-            completions.push(Completion { token: running.operation.token, result });
+            completions.push(Completion::new(running.operation.token, result));
         }
         drop(state);
         for completion in completions {

@@ -191,7 +191,7 @@ impl Test {
         for queue in &mut self.queues {
             queue.poll(3, &mut |completion| done.push(completion));
         }
-        for Completion { token, result } in done {
+        for Completion { token, result, .. } in done {
             self.trace.push((token.0, result));
             self.completed(token.0, result);
         }

@@ -9,7 +9,7 @@ use nvme::fabrics::{
 };
 use nvme::sgl::Sgl;
 use nvme::{HostId, Nqn, Sqe, Status};
-use target::{ADMIN_IN_CAPSULE, Action, QueueId, QueueInfo, RequestId};
+use target::{ADMIN_IN_CAPSULE, Action, Borrows, QueueId, QueueInfo, RequestId};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::bench::{Bench, PORT, listener, peer};
@@ -131,6 +131,7 @@ impl Transport {
             local: listener(),
             peer: peer(),
             in_capsule_limit: 8192,
+            borrows: Borrows::Anything,
         };
         let queue = self.bench.shard.open_queue(PORT, info);
         assert_eq!(queue.is_some(), self.queues.len() < 8, "as many queues as are allowed");

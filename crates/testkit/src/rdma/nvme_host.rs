@@ -2,7 +2,6 @@
 
 use std::rc::Rc;
 
-use memory::Segment;
 use nvme::fabrics::{
     CNTLID_DYNAMIC, Connect, ConnectAttributes, ConnectData, PropertyGet, PropertySet, PropertySize,
 };
@@ -82,7 +81,8 @@ impl World {
         let connect = Connect { recfmt: 0, qid, sqsize: entries - 1, cattr, kato: 0 };
         let subsystem: Nqn = SUBSYSTEM.parse().unwrap();
         let data = ConnectData::new(host_id(host), cntlid, &subsystem, &host_nqn(host));
-        let segment = filled(queue.machine(), data.as_bytes());
+        let segment = queue.machine().page(data.as_bytes().len());
+        assert_eq!(segment.copy_from(0, data.as_bytes()), segment.len());
         let memory = Rc::clone(&queue.machine().memory);
         let capsule = keyed(connect.to_sqe().with_cid(1), &memory, &segment, false);
         let cqe = self.execute(queue, &capsule).ok_or(Refused::Ended)?;
@@ -152,11 +152,4 @@ impl World {
         let queue = self.io_queue(&controller, 1, 32).unwrap();
         (controller, queue)
     }
-}
-
-/// Memory of the machine with these bytes in it.
-pub(super) fn filled(machine: &Machine, bytes: &[u8]) -> Segment {
-    let segment = machine.segment(0, bytes.len());
-    assert_eq!(segment.copy_from(0, bytes), bytes.len());
-    segment
 }

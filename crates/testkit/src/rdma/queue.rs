@@ -6,12 +6,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use memory::{Arena, ArenaConfig, Hugepages, Pool, SLAB_SIZE, Segment};
+use memory::{Arena, ArenaConfig, Buffer, Hugepages, Pool, SLAB_SIZE, Segment};
 use verbs::{
     Access, Capacity, Completion, CompletionQueue, Connection, Device, Domain, EventChannel,
     Fabric, Flags, Kind, Library, Parameters, QueuePair, RegisteredArena, SendChain, Status, Work,
     WorkQueue,
 };
+
+/// Bytes for messages.
+const MESSAGES: usize = 8 << 20;
 
 /// A host's device with memory that peers may read and write.
 pub struct Machine {
@@ -19,8 +22,10 @@ pub struct Machine {
     pub library: Library,
     /// All of its memory, for one key a slab.
     pub memory: Rc<RegisteredArena>,
-    /// The memory.
+    /// The memory for data.
     pub pool: Pool,
+    /// What is on its way lies here.
+    messages: Pool,
     address: SocketAddr,
     arena: Arena,
     domain: Domain,
@@ -34,24 +39,30 @@ impl fmt::Debug for Machine {
 }
 
 impl Machine {
-    /// A process on the device with this address, with so many bytes of memory.
+    /// A process on the device with this address, with so many bytes of memory for data.
     pub fn new(fabric: &Fabric, address: IpAddr, bytes: usize) -> Rc<Machine> {
         let library = fabric.library();
         let devices = library.devices().unwrap();
         let device = devices.into_iter().find(|device| device.name() == "host").unwrap();
         let domain = Domain::new(&device).unwrap();
-        let capacity = bytes.next_multiple_of(SLAB_SIZE);
+        let capacity = bytes.next_multiple_of(SLAB_SIZE) + MESSAGES;
         let arena = Arena::new(ArenaConfig { capacity, hugepages: Hugepages::Never });
-        let pool = arena.pool(bytes).unwrap();
+        let (pool, messages) = (arena.pool(bytes).unwrap(), arena.pool(MESSAGES).unwrap());
         let memory = Rc::new(RegisteredArena::new(&domain, &arena, Access::all()).unwrap());
         let address = SocketAddr::new(address, 0);
-        Rc::new(Machine { library, memory, pool, address, arena, domain, device })
+        Rc::new(Machine { library, memory, pool, messages, address, arena, domain, device })
     }
 
     /// So many bytes, `offset` bytes into a buffer of their own.
     pub fn segment(&self, offset: usize, bytes: usize) -> Segment {
         let buffer = self.pool.take(offset + bytes).expect("the host's memory");
         buffer.segment(offset, bytes).unwrap()
+    }
+
+    /// So many bytes for what is no data of a block, of which there is always enough.
+    pub fn page(&self, bytes: usize) -> Segment {
+        let buffer = self.messages.take(bytes).expect("memory for messages");
+        buffer.segment(0, bytes).unwrap()
     }
 
     /// The same memory under new keys, which end with what is returned.
@@ -140,6 +151,8 @@ pub struct Queue {
     pub delivered: u64,
     /// What failed, flushed work aside.
     pub failures: Vec<Status>,
+    /// For what comes.
+    room: Buffer,
     machine: Rc<Machine>,
 }
 
@@ -166,6 +179,8 @@ impl Queue {
         let capacity = Capacity { sends: room, receives: wish.depth.max(1), pieces: 2, inline: 0 };
         let (domain, queue) = (&machine.domain, &completions);
         let pair = QueuePair::new(domain, queue, queue, None, capacity).unwrap();
+        let bytes = capacity.receives as usize * MESSAGE_BYTES;
+        let memory = machine.messages.take(bytes).expect("memory for messages");
         let events = EventChannel::new(&machine.library).unwrap();
         let connection = Connection::new(&events).unwrap();
         let time = Duration::from_secs(1);
@@ -182,6 +197,7 @@ impl Queue {
             arrived: VecDeque::new(),
             delivered: 0,
             failures: Vec::new(),
+            room: memory,
             machine,
         }
     }
@@ -214,7 +230,7 @@ impl Queue {
     /// Sends a message; nothing if the queue pair is in no state for that.
     pub fn send(&mut self, bytes: &[u8]) {
         let segment = (!bytes.is_empty()).then(|| {
-            let segment = self.machine.segment(0, bytes.len());
+            let segment = self.machine.page(bytes.len());
             assert_eq!(segment.copy_from(0, bytes), bytes.len());
             segment
         });
@@ -240,9 +256,14 @@ impl Queue {
         self.work.flush_receives().unwrap();
     }
 
+    /// Takes what there are receives for, and nothing beyond.
+    pub fn stop_receiving(&mut self) {
+        self.wish.receives = false;
+    }
+
     fn receive(&mut self, tag: u32) {
         let memory = Rc::clone(&self.machine.memory);
-        let segment = self.machine.segment(0, MESSAGE_BYTES);
+        let segment = self.room.segment(tag as usize * MESSAGE_BYTES, MESSAGE_BYTES).unwrap();
         self.work.push_receive(tag, &memory, [Some(segment), None]).unwrap();
     }
 

@@ -10,7 +10,9 @@ use std::fmt;
 use memory::Segment;
 use nvme::address::TransportType;
 use nvme::{Cqe, Sqe, Status};
-use target::{Action, CommandRefused, DisconnectReason, PortId, QueueId, QueueInfo, RequestId};
+use target::{
+    Action, Borrows, CommandRefused, DisconnectReason, PortId, QueueId, QueueInfo, RequestId,
+};
 
 use super::operator::way_in;
 use super::scenario::US;
@@ -282,6 +284,7 @@ impl World {
                 local: way_in(self.connections[number].host),
                 peer: "192.0.2.2:50000".parse().unwrap(),
                 in_capsule_limit: IN_CAPSULE,
+                borrows: Borrows::Anything,
             };
             let Some(queue) = self.nodes[shard].shard.open_queue(PORT, info) else {
                 self.connections[number].target = Target::Closed;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use block::{BlockDevice, BlockError, BlockQueue, Geometry, Identity, Properties};
+use memory::SharedMemory;
 use reactor::Local;
 
 struct Counting;
@@ -80,6 +81,10 @@ impl BlockDevice for Counted {
 
     fn identity(&self) -> Identity {
         self.0.identity()
+    }
+
+    fn medium(&self) -> Option<&Arc<SharedMemory>> {
+        self.0.medium()
     }
 
     fn open_queue(&self, local: &Local) -> Result<Box<dyn BlockQueue>, BlockError> {

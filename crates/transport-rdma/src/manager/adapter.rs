@@ -9,7 +9,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tracing::debug;
+use memory::SharedMemory;
+use tracing::{debug, warn};
 use verbs::{
     Access, Capacity, CompletionChannel, CompletionQueue, ConnectionId, Device, Domain, QueuePair,
     RegisteredArena, SharedReceiveQueue, VerbsError,
@@ -129,6 +130,14 @@ impl Adapter {
     pub(super) fn describe(&self) -> String {
         let receives = if self.shares_receives { "shared receives" } else { "no shared receives" };
         format!("{}: {} ports, {receives}", self.device.name(), self.device.attributes().ports)
+    }
+
+    /// Has the device send this medium without a copy, if it can.
+    pub(super) fn lend(&self, medium: &Arc<SharedMemory>) {
+        if let Err(error) = self.memory.register_medium(medium) {
+            let (name, bytes) = (self.device.name(), medium.len());
+            warn!("RDMA device {name}: reads of a RAM device of {bytes} bytes are copied: {error}");
+        }
     }
 
     pub(super) fn report(&self) -> DeviceReport {

@@ -69,16 +69,21 @@ impl Session {
 
     /// Posts what the turn has brought, as far as there is room.
     pub(crate) fn flush(&mut self, turn: &mut Turn<'_>) {
-        self.dirty = false;
+        if self.is_open() {
+            self.flush_sends(turn);
+        }
         // Also when it is closing: what has been pushed counts as posted, and has to be flushed.
-        if self.own.is_some()
-            && let Err(error) = self.work.flush_receives()
-        {
+        if let Err(error) = self.flush_receives() {
             self.close(CloseReason::Device(error.to_string()), turn);
         }
-        if !self.is_open() {
-            return;
-        }
+        self.dirty = false;
+    }
+
+    fn flush_receives(&mut self) -> Result<(), VerbsError> {
+        if self.own.is_some() { self.work.flush_receives() } else { Ok(()) }
+    }
+
+    fn flush_sends(&mut self, turn: &mut Turn<'_>) {
         loop {
             let filled = self.fill(turn);
             let full = turn.chain.len();
@@ -103,7 +108,8 @@ impl Session {
             self.progress = turn.now;
         }
         turn.lane.counters.posts.add(1);
-        let posted = self.work.post(turn.chain);
+        // First what a host may use that has its answer.
+        let posted = self.flush_receives().and_then(|()| self.work.post(turn.chain));
         turn.chain.clear();
         posted.map_err(|error| CloseReason::Device(error.to_string()))
     }

@@ -4,5 +4,6 @@
 #![allow(clippy::cast_possible_truncation, missing_docs)]
 
 mod ends;
+mod hostile;
 mod limits;
 mod support;

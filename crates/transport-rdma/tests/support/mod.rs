@@ -5,16 +5,16 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
+use block::BlockDevice;
 use host::{ConnectOptions, Controller, HostIdentity};
 use memory::{Arena, ArenaConfig, Hugepages};
 use nvme::address::TransportType;
 use reactor::{IdlePolicy, Placement, ReactorConfig, Reactors};
 use target::PortId;
 use testkit::column::{self, on};
+use testkit::fabric::Stepper;
 use testkit::peer::{SUBSYSTEM, host_id, host_nqn};
 use transport_rdma::{RdmaConfig, RdmaNetwork, RdmaTransport};
 use verbs::Fabric;
@@ -58,34 +58,6 @@ impl Default for Options {
     }
 }
 
-/// Steps the fabric until it is dropped.
-pub struct Stepper {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Stepper {
-    pub fn start(fabric: &Fabric) -> Stepper {
-        let (fabric, stop) = (fabric.clone(), Arc::new(AtomicBool::new(false)));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                if !fabric.step() {
-                    std::thread::yield_now();
-                }
-            }
-        });
-        Stepper { stop, thread: Some(thread) }
-    }
-}
-
-impl Drop for Stepper {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.take().unwrap().join().unwrap();
-    }
-}
-
 /// A running node. Dropped, it stops.
 pub struct Node {
     pub fabric: Fabric,
@@ -115,6 +87,7 @@ impl Node {
         )
         .unwrap();
         let device = Arc::new(column::ram(DEVICE_SIZE));
+        network.lend(device.medium().cloned().into_iter().collect());
         let configuration = column::configuration(&[(TransportType::Rdma, address)], device);
         let mailboxes = column::mailboxes(options.reactors);
         for handle in reactors.handles() {

@@ -52,14 +52,22 @@ pub(crate) struct Batch {
 #[derive(Debug)]
 enum Part {
     Header(Range<usize>),
-    Data(Segment),
+    Data(Data),
+}
+
+/// Data of a request from an offset on.
+#[derive(Debug)]
+pub(crate) struct Data {
+    pub(crate) segment: Segment,
+    pub(crate) request: RequestId,
+    pub(crate) offset: u32,
 }
 
 impl Part {
     fn len(&self) -> usize {
         match self {
             Part::Header(range) => range.len(),
-            Part::Data(segment) => segment.len(),
+            Part::Data(data) => data.segment.len(),
         }
     }
 }
@@ -147,11 +155,12 @@ impl Batch {
 
     /// Adds data; false if it cannot be read for its digest, which leaves the batch useless.
     #[must_use]
-    pub(crate) fn data(&mut self, segment: Segment, digest: bool) -> bool {
+    pub(crate) fn data(&mut self, data: Data, digest: bool) -> bool {
+        let segment = &data.segment;
         let digest = if digest { Some(segment.view(crc32c)) } else { None };
         self.total = self.total.saturating_add(segment.len());
         self.data = self.data.saturating_add(segment.len());
-        self.pieces.push(Part::Data(segment));
+        self.pieces.push(Part::Data(data));
         match digest {
             None => true,
             Some(None) => false,
@@ -184,6 +193,20 @@ impl Batch {
         self.ends.push((self.total, request));
     }
 
+    /// Those whose response ends in it and is not out.
+    pub(crate) fn requests(&self) -> impl Iterator<Item = RequestId> {
+        self.ends.iter().skip(self.ended).map(|(_, request)| *request)
+    }
+
+    /// Memory that a device has lent and a write waits for. What takes its place has to be the same bytes.
+    pub(crate) fn wanted(&mut self) -> impl Iterator<Item = &mut Data> {
+        let left = self.pieces.iter_mut().skip(self.first);
+        left.filter_map(|part| match part {
+            Part::Data(data) if data.segment.is_wanted() => Some(data),
+            Part::Data(_) | Part::Header(_) => None,
+        })
+    }
+
     /// What is left, in order.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
         let mut skip = self.offset;
@@ -194,7 +217,7 @@ impl Batch {
                     let range = range.start.saturating_add(offset)..range.end;
                     Piece::Bytes(self.headers.get(range).unwrap_or(&[]))
                 }
-                Part::Data(segment) => {
+                Part::Data(Data { segment, .. }) => {
                     Piece::Part(segment, offset, segment.len().saturating_sub(offset))
                 }
             }

@@ -6,7 +6,7 @@ use reactor::Instant;
 
 use super::output::Entry;
 use super::terminate::{CloseReason, Violation};
-use super::{Connection, Core, Phase, Turn};
+use super::{Connection, Core, LOOK_AT_LEASES, LOOK_FOR_LEASES, Phase, Turn};
 use crate::deadline::{Timeout, earlier};
 
 /// How long a host that has been sent everything may take to close, when the transport stops. A farewell, not a duty:
@@ -40,6 +40,9 @@ impl Connection {
             earlier(data.map(|at| (at, Timeout::Data)), sending.map(|at| (at, Timeout::Send))),
         );
         self.wake_at = next.map(|(at, _)| at);
+        if let Some(lent) = self.output.give_back(turn) {
+            self.wake_by(turn.now + if lent { LOOK_AT_LEASES } else { LOOK_FOR_LEASES });
+        }
         if let Some((at, timeout)) = next
             && at <= turn.now
         {

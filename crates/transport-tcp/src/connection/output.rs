@@ -8,13 +8,16 @@ use std::collections::VecDeque;
 
 use nvme::Cqe;
 use nvme::tcp::{CapsuleResp, Flags, R2t, Termination};
-use target::RequestId;
+use target::{Lease, RequestId};
 use zerocopy::IntoBytes;
 
-use super::batch::Batch;
+use super::batch::{Batch, Data};
 use super::negotiate::Terms;
 use super::{Core, Turn};
 use crate::config::SuccessFlag;
+
+/// Commands of a connection whose data is copied at a time because writes wait for it: a turn is bounded.
+const GIVEN_BACK_AT_ONCE: u32 = 8;
 
 /// Something to send.
 #[derive(Debug)]
@@ -108,6 +111,35 @@ impl Output {
         }
     }
 
+    /// The peer has not taken what is in the batch. Has the target copy what writes wait for of all that was lent for this
+    /// connection, some at a time; whether anything lent is left. `None`: nothing waits for the peer.
+    pub(crate) fn give_back<C: Core>(&mut self, turn: &mut Turn<'_, C>) -> Option<bool> {
+        let batch = self.batch.as_deref_mut()?;
+        let (mut given, mut kept) = (0, false);
+        let queued = self.queue.iter().filter_map(|entry| match entry {
+            Entry::Response { request, data: 1.., .. } => Some(*request),
+            _ => None,
+        });
+        for request in batch.requests().chain(queued) {
+            match turn.core.give_back(request) {
+                Lease::None => {}
+                Lease::Kept => kept = true,
+                Lease::GivenBack => given += 1,
+            }
+            if given == GIVEN_BACK_AT_ONCE {
+                kept = true;
+                break;
+            }
+        }
+        for part in batch.wanted() {
+            let length = u32::try_from(part.segment.len()).unwrap_or(u32::MAX);
+            if let Some(segment) = turn.core.segment(part.request, part.offset, length) {
+                part.segment = segment;
+            }
+        }
+        Some(kept)
+    }
+
     fn fill<C: Core>(
         &mut self,
         batch: &mut Batch,
@@ -145,7 +177,9 @@ impl Output {
                         if padding > 0 {
                             batch.padding(padding);
                         }
-                        if !batch.data(segment, terms.rules.data_digest) {
+                        let (request, offset) = (*request, *sent);
+                        let data = Data { segment, request, offset };
+                        if !batch.data(data, terms.rules.data_digest) {
                             return Err(NoData);
                         }
                         *sent = sent.saturating_add(length);

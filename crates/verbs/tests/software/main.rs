@@ -9,6 +9,7 @@ mod support;
 
 mod connecting;
 mod faults;
+mod media;
 mod transfer;
 
 #[test]

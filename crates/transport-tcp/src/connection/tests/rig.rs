@@ -12,7 +12,7 @@ use nvme::tcp::{
 };
 use nvme::{Cqe, Sqe, Status};
 use reactor::Instant;
-use target::{Action, CommandRefused, QueueId, RequestId};
+use target::{Action, CommandRefused, Lease, QueueId, RequestId};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::buffers::Buffers;
@@ -198,6 +198,10 @@ impl Core for Script {
     fn segment(&self, request: RequestId, offset: u32, length: u32) -> Option<Segment> {
         let held = self.held.get(request.slot as usize)?.as_ref()?;
         held.buffer.as_ref()?.segment(offset as usize, length as usize)
+    }
+
+    fn give_back(&mut self, _: RequestId) -> Lease {
+        Lease::None
     }
 
     fn next_action(&mut self) -> Option<Action> {

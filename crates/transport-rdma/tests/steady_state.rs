@@ -1,0 +1,271 @@
+//! What an I/O costs once everything is warm: no allocation, no copy, one completion to be polled for, and one call
+//! that posts for all commands of a turn. And what a connection costs at rest.
+
+#![allow(unsafe_code, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::cast_possible_truncation)]
+
+#[path = "../../reactor/tests/counting/mod.rs"]
+#[allow(dead_code)]
+mod counting;
+#[path = "stepped/support.rs"]
+#[allow(dead_code)]
+mod support;
+
+use std::rc::Rc;
+
+use counting::allocations;
+use support::{filled, machine, read, simple, with_device, write, zeroed};
+use testkit::peer::pattern;
+use testkit::rdma::{Controller, Machine, Queue, World, in_capsule, listed};
+use transport_rdma::CounterValues;
+use verbs::software::DeviceOptions;
+
+const DEPTH: u16 = 32;
+
+struct Bench {
+    world: World,
+    machine: Rc<Machine>,
+    _controller: Controller,
+    queue: Queue,
+    /// Allocations in turns of the reactor.
+    allocated: u64,
+    turns: u64,
+}
+
+/// What changed between two looks at the counters.
+struct Cost {
+    counted: CounterValues,
+    before: CounterValues,
+    allocated: u64,
+    turns: u64,
+}
+
+impl Cost {
+    fn of(&self, get: fn(&CounterValues) -> u64) -> u64 {
+        get(&self.counted) - get(&self.before)
+    }
+}
+
+impl Bench {
+    fn new(change: impl FnOnce(&mut DeviceOptions)) -> Bench {
+        let mut world = with_device(change);
+        let machine = machine(&world);
+        let controller = world.controller(&machine, 1, 0).unwrap();
+        let queue = world.io_queue(&controller, 1, 128).unwrap();
+        Bench { world, machine, _controller: controller, queue, allocated: 0, turns: 0 }
+    }
+
+    /// Sends all of these, and steps until each is answered.
+    fn round(&mut self, capsules: &[Vec<u8>]) {
+        for capsule in capsules {
+            self.queue.send(capsule);
+        }
+        let mut answered = 0;
+        while answered < capsules.len() {
+            self.world.fabric.run(10_000);
+            let before = allocations();
+            self.world.reactors[0].turn();
+            self.allocated += allocations() - before;
+            self.turns += 1;
+            self.queue.turn();
+            for message in self.queue.arrived.drain(..) {
+                assert_eq!(&message.bytes[14..], &[0, 0], "a command failed");
+                answered += 1;
+            }
+        }
+    }
+
+    fn measure(&mut self, rounds: usize, capsules: &[Vec<u8>]) -> Cost {
+        for _ in 0..50 {
+            self.round(capsules);
+        }
+        self.settle();
+        (self.allocated, self.turns) = (0, 0);
+        let before = self.world.network.total();
+        for _ in 0..rounds {
+            self.round(capsules);
+        }
+        self.settle();
+        Cost {
+            counted: self.world.network.total(),
+            before,
+            allocated: self.allocated,
+            turns: self.turns,
+        }
+    }
+
+    /// What is out ends.
+    fn settle(&mut self) {
+        for _ in 0..4 {
+            self.world.fabric.run(10_000);
+            self.world.reactors[0].turn();
+        }
+    }
+
+    fn epoll_calls(&self) -> u64 {
+        self.world.reactors[0].handle().counters().epoll_calls
+    }
+
+    fn capsules(&self, kind: Kind) -> Vec<Vec<u8>> {
+        let data = pattern(1, 4096);
+        let each = (0..DEPTH).map(|cid| {
+            let offset = u64::from(cid) * 4096;
+            let memory = &self.machine.memory;
+            match kind {
+                Kind::Read => {
+                    simple(&self.queue, read(cid, offset, 4096), &zeroed(&self.machine, 4096))
+                }
+                Kind::InCapsule => in_capsule(write(cid, offset, 4096), &data, 0),
+                Kind::Small => in_capsule(write(cid, offset, 512), &data[..512], 0),
+                Kind::Keyed => {
+                    let segment = filled(&self.machine, 3, &data);
+                    simple(&self.queue, write(cid, offset, 4096), &segment)
+                }
+                Kind::List => {
+                    let segment = filled(&self.machine, 3, &data);
+                    let (one, other) =
+                        (segment.part(0, 1000).unwrap(), segment.part(1000, 3096).unwrap());
+                    listed(write(cid, offset, 4096), memory, &[one, other], 0, false)
+                }
+                Kind::Invalidating => {
+                    // A device that cannot is asked in vain, so the key stays good.
+                    let segment = zeroed(&self.machine, 4096);
+                    testkit::rdma::keyed(read(cid, offset, 4096), memory, &segment, true)
+                }
+            }
+        });
+        each.collect()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Read,
+    InCapsule,
+    Small,
+    Keyed,
+    List,
+    Invalidating,
+}
+
+const KINDS: [Kind; 6] =
+    [Kind::Read, Kind::InCapsule, Kind::Small, Kind::Keyed, Kind::List, Kind::Invalidating];
+
+fn devices() -> Vec<(&'static str, fn(&mut DeviceOptions))> {
+    vec![
+        ("a good device", |it| it.send_with_invalidate = false),
+        ("without shared receives", |it| (it.max_srq, it.send_with_invalidate) = (0, false)),
+        ("nothing inline", |it| (it.max_inline, it.send_with_invalidate) = (0, false)),
+        ("one read at a time", |it| (it.max_qp_init_rd_atom, it.send_with_invalidate) = (1, false)),
+    ]
+}
+
+/// Whether this goes on this device: a queue's own receives are short.
+fn fits(device: &str, kind: Kind) -> bool {
+    !(device == "without shared receives" && matches!(kind, Kind::InCapsule | Kind::Small))
+}
+
+#[test]
+fn no_command_allocates() {
+    for (name, device) in devices() {
+        let mut bench = Bench::new(device);
+        for kind in KINDS.into_iter().filter(|&kind| fits(name, kind)) {
+            let capsules = bench.capsules(kind);
+            let cost = bench.measure(200, &capsules);
+            assert_eq!(cost.allocated, 0, "{name}, {kind:?}: {} turns", cost.turns);
+        }
+    }
+}
+
+#[test]
+fn no_data_is_copied() {
+    for (name, device) in devices() {
+        let mut bench = Bench::new(device);
+        for kind in KINDS.into_iter().filter(|&kind| fits(name, kind)) {
+            let capsules = bench.capsules(kind);
+            let cost = bench.measure(20, &capsules);
+            assert_eq!(cost.of(|it| it.bytes_copied), 0, "{name}, {kind:?}");
+        }
+    }
+}
+
+#[test]
+fn a_turn_posts_once_and_a_command_completes_once() {
+    const ROUNDS: u64 = 100;
+    let mut bench = Bench::new(|device| device.send_with_invalidate = false);
+    for kind in KINDS {
+        let capsules = bench.capsules(kind);
+        let cost = bench.measure(ROUNDS as usize, &capsules);
+        let commands = ROUNDS * u64::from(DEPTH);
+        assert_eq!(cost.of(|it| it.commands), commands);
+        // What is fetched is known to be there only by the read's own completion.
+        let reads = match kind {
+            Kind::Keyed => commands,
+            Kind::List => 2 * commands,
+            _ => 0,
+        };
+        assert_eq!(cost.of(|it| it.reads), reads, "{kind:?}");
+        // The capsule, what was fetched, and the response.
+        assert_eq!(cost.of(|it| it.completions), 2 * commands + reads, "{kind:?}");
+        let receive_posts = cost.of(|it| it.receive_posts);
+        assert!(receive_posts <= cost.turns, "{kind:?}: {receive_posts} in {} turns", cost.turns);
+        let posts = cost.of(|it| it.posts);
+        // Reads are bounded by what the host answers at a time, so they go out in several turns.
+        let most = match kind {
+            Kind::Keyed => 4 * ROUNDS,
+            Kind::List => 8 * ROUNDS,
+            _ => ROUNDS,
+        };
+        assert!(posts <= most, "{kind:?}: {posts} posts in {ROUNDS} rounds");
+        assert!(posts <= cost.turns, "{kind:?}: {posts} posts in {} turns", cost.turns);
+    }
+}
+
+/// The data path makes no system call of its own. The reactor asks epoll every eighth turn while it is busy, for whoever has
+/// registered a descriptor with it: here the completion channel.
+#[test]
+fn turns_make_no_system_calls_but_an_epoll_now_and_then() {
+    let mut bench = Bench::new(|_| {});
+    let capsules = bench.capsules(Kind::Read);
+    bench.round(&capsules);
+    let (calls, before) = (bench.epoll_calls(), bench.world.network.total());
+    let mut turns = 0;
+    for capsule in capsules.iter().cycle().take(20_000) {
+        // There is always something to be done.
+        bench.queue.send(capsule);
+        bench.world.fabric.run(4);
+        bench.world.reactors[0].turn();
+        turns += 1;
+        while bench.queue.room() < 100 {
+            bench.world.fabric.run(1000);
+            bench.queue.turn();
+        }
+        bench.queue.arrived.clear();
+    }
+    let calls = bench.epoll_calls() - calls;
+    let after = bench.world.network.total();
+    assert!(calls <= turns / 7, "{calls} calls in {turns} turns");
+    assert_eq!(after.events, before.events, "nobody slept");
+}
+
+#[test]
+fn a_queue_at_rest_costs_little() {
+    const QUEUES: u16 = 100;
+    for shared in [256, 0] {
+        let mut bench = Bench::new(|device| device.max_srq = shared);
+        let free = bench.world.available();
+        let host = bench.world.controller(&bench.machine, 2, 0).unwrap();
+        let warm = bench.world.io_queue(&host, 1, 32).unwrap();
+        let used = free - bench.world.available();
+        let queues: Vec<_> =
+            (2..2 + QUEUES).map(|qid| bench.world.io_queue(&host, qid, 32).unwrap()).collect();
+        let each = (free - used - bench.world.available()) / usize::from(QUEUES);
+        // The bound is 64 KiB; with a shared queue it is nothing.
+        assert!(
+            each <= if shared > 0 { 0 } else { 64 << 10 },
+            "{each} bytes of the pool per queue"
+        );
+        drop((queues, warm));
+    }
+}
