@@ -18,6 +18,7 @@ util-linux losetup
 jq jq
 shellcheck shellcheck
 libibverbs-dev file:/usr/include/infiniband/verbs.h
+ibverbs-providers file:/etc/libibverbs.d/rxe.driver
 librdmacm-dev file:/usr/include/rdma/rdma_cma.h
 END
 }

@@ -1,11 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # variables pass between the files that `guest` sources together
 # What a host finds before it knows any subsystem by name.
 
-# entries JSON-FIELD...: one line per entry of the discovery log.
-entries() {
-  jq -r ".records[] | select(.subtype | test(\"discovery\") | not) | \"$*\"" | sort
-}
-
 check_discover_lists_every_listener() {
   expect "what 127.0.0.1 lists" "$(discovered 127.0.0.1 4420 | entries '\(.subnqn)' | sort -u | xargs)" \
     "$nqn_files $nqn_memory $nqn_private"

@@ -20,37 +20,37 @@ check_fio_every_size_with_both_digests() {
 check_fio_reads_and_writes_mixed() {
   connect "$nqn_files" -i 4
   use_namespace 1
-  verified_fio --name=mix --rw=randrw --rwmixread=50 --bssplit=4k/60:512/20:64k/20 --size=8M --iodepth=32
+  verified_fio --name=mix --rw=randrw --rwmixread=50 --bssplit=4k/60:512/20:64k/20 --size=4M --iodepth=32
 }
 
 check_fio_on_memory() {
   connect "$nqn_memory" -i 4
   use_namespace 1
   verified_fio --iodepth=16 \
-    --name=random --rw=randwrite --bs=4k --size=4M \
-    --name=sequential --rw=write --bs=1M --offset=32M --size=16M
+    --name=random --rw=randwrite --bs=4k --size=2M \
+    --name=sequential --rw=write --bs=1M --offset=32M --size=8M
 }
 
 check_fio_on_a_block_device() {
   connect "$nqn_memory" -i 4
   use_namespace 7
   verified_fio --iodepth=16 \
-    --name=random --rw=randwrite --bs=4k --size=4M \
-    --name=sequential --rw=write --bs=1M --offset=32M --size=16M
+    --name=random --rw=randwrite --bs=4k --size=2M \
+    --name=sequential --rw=write --bs=1M --offset=32M --size=8M
 }
 
 check_fio_on_a_file_with_4096_byte_blocks() {
   connect "$nqn_files" -i 4
   use_namespace 2
   verified_fio --iodepth=16 \
-    --name=random --rw=randwrite --bs=4k --size=4M \
-    --name=sequential --rw=write --bs=1M --offset=32M --size=16M
+    --name=random --rw=randwrite --bs=4k --size=2M \
+    --name=sequential --rw=write --bs=1M --offset=32M --size=8M
 }
 
 check_fio_through_the_page_cache_with_fsync() {
   connect "$nqn_files" -i 4
   use_namespace 1
-  verified_fio --name=cached --direct=0 --ioengine=psync --rw=randwrite --bs=4k --size=2M --fsync=16
+  verified_fio --name=cached --direct=0 --ioengine=psync --rw=randwrite --bs=4k --size=1M --fsync=16
 }
 
 check_null_device_takes_and_gives() {

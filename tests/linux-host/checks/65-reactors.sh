@@ -40,6 +40,4 @@ check_two_reactors_that_sleep() {
   target_restart interrupt
   target_has_io_uring || fail "the target has no io_uring"
   verify_every_size
-  disconnect
-  ext4_survives
 }

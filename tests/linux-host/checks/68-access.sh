@@ -1,6 +1,11 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # variables pass between the files that `guest` sources together
 # What the host may see and reach, and how it goes where it is sent: states of paths, masked namespaces, referrals.
 
+# `provision` starts its own.
+prepare_check() {
+  :
+}
+
 # set_ana_state PORT STATE [PARAMETER...]
 set_ana_state() {
   local port=$1 state=$2

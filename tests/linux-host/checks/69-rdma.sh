@@ -1,31 +1,35 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # variables pass between the files that `guest` sources together
 # The same host over RDMA: discovery, data, file systems, and what a host has to live through.
 
+prepare_check() {
+  soft_roce
+  transport=rdma
+  # It listens with TCP first: hosts may come by RDMA once it says so.
+  target_ensure rdma
+}
+
 check_rdma_discover_lists_both_transports() {
-  rdma_prepare
   discovered "$rdma_address" 4420 >"$scratch/log"
   entries '\(.subnqn) \(.trtype) \(.traddr) \(.trsvcid)' <"$scratch/log" |
     grep -x "$nqn_files rdma $rdma_address 4420" || fail "no entry of the RDMA listener in $(cat "$scratch/log")"
+  tidegate_only "lists one port alone"
   entries '\(.subnqn) \(.trtype) \(.traddr) \(.trsvcid)' <"$scratch/log" |
     grep -x "$nqn_files tcp $rdma_address 4420" || fail "no entry of the TCP listener in $(cat "$scratch/log")"
 }
 
 check_rdma_connect_with_four_io_queues() {
-  rdma_prepare
   connect "$nqn_files" -i 4
   expect "the queues" "$(cat "/sys/class/nvme/$controller/queue_count")" 5
   expect "the queue size" "$(cat "/sys/class/nvme/$controller/sqsize")" 127
 }
 
 check_rdma_connect_over_ipv6() {
-  rdma_prepare
   connect "$nqn_memory" -a fd99::1 -s 4421 -i 2
   use_namespace 1
   verified_fio --name=ipv6 --rw=randwrite --bs=4k --size=1M
 }
 
 check_rdma_connect_and_disconnect_again_and_again() {
-  rdma_prepare
   local round
   for round in 1 2 3 4 5; do
     echo "round $round"
@@ -36,34 +40,29 @@ check_rdma_connect_and_disconnect_again_and_again() {
 }
 
 check_rdma_fio_every_size() {
-  rdma_prepare
   verify_every_size
 }
 
 check_rdma_fio_on_memory() {
-  rdma_prepare
   connect "$nqn_memory" -i 4
   use_namespace 1
   verified_fio --iodepth=16 \
-    --name=random --rw=randwrite --bs=4k --size=4M \
-    --name=sequential --rw=write --bs=1M --offset=32M --size=16M
+    --name=random --rw=randwrite --bs=4k --size=2M \
+    --name=sequential --rw=write --bs=1M --offset=32M --size=8M
 }
 
 # Vectors of buffers that begin and end anywhere, so that the host's memory regions do, too.
 check_rdma_unaligned_vectors() {
-  rdma_prepare
   connect "$nqn_memory" -i 2
   use_namespace 1
   python3 "$here/unaligned.py" "$disk" || fail "data differs"
 }
 
 check_rdma_ext4_survives() {
-  rdma_prepare
   ext4_survives
 }
 
 check_rdma_xfs_survives() {
-  rdma_prepare
   grep -qw xfs /proc/filesystems || skip "this kernel has no xfs"
   connect "$nqn_files" -i 4
   use_namespace 1
@@ -74,7 +73,6 @@ check_rdma_xfs_survives() {
 
 # The two are paths to the same namespaces, one over each transport: round-robin sends I/O over both.
 check_rdma_and_tcp_side_by_side() {
-  rdma_prepare
   local subsystem
   connect "$nqn_memory" -i 2
   transport=tcp
@@ -86,7 +84,6 @@ check_rdma_and_tcp_side_by_side() {
 }
 
 check_rdma_two_hosts_at_once() {
-  rdma_prepare
   local first
   connect "$nqn_memory" -q "$host_one" -I "$id_one" -i 2
   first=$controller
@@ -99,7 +96,6 @@ check_rdma_two_hosts_at_once() {
 }
 
 check_rdma_controller_reset_under_load() {
-  rdma_prepare
   connect_to_recover "$nqn_files"
   start_verified_write 8M
   local round
@@ -113,7 +109,6 @@ check_rdma_controller_reset_under_load() {
 }
 
 check_rdma_host_vanishes_under_load() {
-  rdma_prepare
   connect "$nqn_memory" -i 4
   use_namespace 1
   fio --name=vanish --filename="$disk" --direct=1 --ioengine=libaio --rw=randwrite --bs=64k --size=64M --iodepth=32 \
@@ -127,7 +122,6 @@ check_rdma_host_vanishes_under_load() {
 }
 
 check_rdma_target_killed_under_load() {
-  rdma_prepare
   connect_to_recover "$nqn_files"
   start_verified_write 8M
   must_still_be_writing
@@ -142,7 +136,6 @@ check_rdma_target_killed_under_load() {
 # under load to the target, and to the host the end of its controllers. The target lets go of everything, listens again by
 # itself, and meanwhile serves others over TCP.
 check_rdma_link_down_and_up_under_load() {
-  rdma_prepare
   connect "$nqn_memory" -i 2
   use_namespace 1
   local verified=(--name=kept --rw=write --bs=16k --size=2M --offset=64M) over_tcp
@@ -172,7 +165,6 @@ rdma_listens() {
 
 check_rdma_sigterm_while_idle_hosts_are_connected() {
   tidegate_only "is no process"
-  rdma_prepare
   connect "$nqn_files" -i 4
   connect "$nqn_memory" -i 4
   local began=$SECONDS
@@ -182,7 +174,6 @@ check_rdma_sigterm_while_idle_hosts_are_connected() {
 
 # Our own host against the target.
 check_rdma_commands_of_our_own() {
-  rdma_prepare
   local where=(-t rdma -a "$rdma_address")
   "$binary" discover "${where[@]}" | grep "$nqn_memory" || fail "discover does not find $nqn_memory"
   "$binary" identify "${where[@]}" -n "$nqn_memory" | grep TGMEMORY || fail "identify does not tell the serial"

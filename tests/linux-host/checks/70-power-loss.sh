@@ -5,6 +5,11 @@
 # keep. Marks say what had been acknowledged to the host. Afterwards the disk is rebuilt up to each flush, FUA write and
 # mark: there the file system must be clean once its journal is replayed, and what was marked by then must be there.
 
+# It starts one over the disk that it makes.
+prepare_check() {
+  ! "${target}_runs" || target_stop
+}
+
 log=/dev/nullb3
 # There is no udev in the guest to make nodes below /dev/mapper.
 export DM_DISABLE_UDEV=1
@@ -114,7 +119,6 @@ verify_every_cut() {
 }
 
 check_power_loss_keeps_what_was_acknowledged() {
-  target_stop
   logged_disk_make
   target_start power
   connect "$nqn_power" -i 2

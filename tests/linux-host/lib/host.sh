@@ -37,6 +37,11 @@ discovered() {
   nvme discover -t "$transport" -a "$1" -s "$2" -q "${3:-$host_one}" -I "${4:-$id_one}" -o json
 }
 
+# entries JSON-FIELD...: one line per entry of the discovery log.
+entries() {
+  jq -r ".records[] | select(.subtype | test(\"discovery\") | not) | \"$*\"" | sort
+}
+
 # connect NQN [NVME-CONNECT-OPTION...]: by default as host one to port 4420, at 127.0.0.1 over TCP.
 # The new controller's name (nvme3) is left in $controller.
 connect() {

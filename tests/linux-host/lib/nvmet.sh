@@ -6,6 +6,7 @@ nvmet=/sys/kernel/config/nvmet
 nvmet_start() {
   modprobe loop
   modprobe nvmet-tcp
+  [ "$1" != rdma ] || modprobe nvmet-rdma
   "nvmet_config_$1"
 }
 
@@ -53,15 +54,15 @@ nvmet_namespace() {
   echo 1 >"$namespace/enable"
 }
 
-# nvmet_port INDEX FAMILY ADDRESS PORT NQN...
+# nvmet_port INDEX TRANSPORT FAMILY ADDRESS PORT NQN...
 nvmet_port() {
   local port=$nvmet/ports/$1 nqn
   mkdir "$port"
-  echo tcp >"$port/addr_trtype"
-  echo "$2" >"$port/addr_adrfam"
-  echo "$3" >"$port/addr_traddr"
-  echo "$4" >"$port/addr_trsvcid"
-  shift 4
+  echo "$2" >"$port/addr_trtype"
+  echo "$3" >"$port/addr_adrfam"
+  echo "$4" >"$port/addr_traddr"
+  echo "$5" >"$port/addr_trsvcid"
+  shift 5
   for nqn in "$@"; do
     ln -s "$nvmet/subsystems/$nqn" "$port/subsystems/$nqn"
   done
@@ -91,13 +92,25 @@ nvmet_config_main() {
   nvmet_namespace "$nqn_memory" 7 /dev/nullb1
   nvmet_subsystem "$nqn_private" TGPRIVATE "$host_one"
   nvmet_namespace "$nqn_private" 1 /dev/nullb5
-  nvmet_port 1 ipv4 127.0.0.1 4420 "${all[@]}"
-  nvmet_port 2 ipv6 ::1 4420 "${all[@]}"
-  nvmet_port 3 ipv4 0.0.0.0 4421 "${all[@]}"
+  nvmet_port 1 tcp ipv4 127.0.0.1 4420 "${all[@]}"
+  nvmet_port 2 tcp ipv6 ::1 4420 "${all[@]}"
+  nvmet_port 3 tcp ipv4 0.0.0.0 4421 "${all[@]}"
+}
+
+nvmet_config_rdma() {
+  nvmet_memory_device 4 128 512
+  nvmet_subsystem "$nqn_files" TGFILES
+  nvmet_namespace "$nqn_files" 1 "$(loop_over "$backing/disk")"
+  nvmet_subsystem "$nqn_memory" TGMEMORY
+  nvmet_namespace "$nqn_memory" 1 /dev/nullb4
+  nvmet_port 1 tcp ipv4 127.0.0.1 4420 "$nqn_files" "$nqn_memory"
+  nvmet_port 2 tcp ipv4 "$rdma_address" 4420 "$nqn_files"
+  nvmet_port 3 rdma ipv4 "$rdma_address" 4420 "$nqn_files" "$nqn_memory"
+  nvmet_port 4 rdma ipv6 fd99::1 4421 "$nqn_memory"
 }
 
 nvmet_config_power() {
   nvmet_subsystem "$nqn_power" TGPOWER
   nvmet_namespace "$nqn_power" 1 /dev/mapper/logged
-  nvmet_port 1 ipv4 127.0.0.1 4420 "$nqn_power"
+  nvmet_port 1 tcp ipv4 127.0.0.1 4420 "$nqn_power"
 }

@@ -5,8 +5,10 @@
 rdma_address=10.99.0.1
 rdma_interface=dummy0
 
-# Prepared by the first check that needs it.
-rdma_prepare() {
+# soft_roce: made by the first check that needs it.
+soft_roce() {
+  [ -e /etc/libibverbs.d/rxe.driver ] || skip "the Debian package ibverbs-providers is missing"
+  ldconfig -p | grep librdmacm.so.1 || skip "the Debian package librdmacm1 is missing"
   if ! ip link show "$rdma_interface" >/dev/null 2>&1; then
     modprobe -a rdma_rxe rdma_ucm nvme-rdma || skip "this kernel has no soft-RoCE or no NVMe/RDMA host"
     ip link add "$rdma_interface" type dummy
@@ -14,9 +16,6 @@ rdma_prepare() {
     ip link set "$rdma_interface" mtu 4200 up
     soft_roce_device
   fi
-  transport=rdma
-  # It listens with TCP first: hosts may come by RDMA once it says so.
-  target_ensure rdma
 }
 
 # Its addresses of version 6 go with the link.

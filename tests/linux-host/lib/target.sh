@@ -33,6 +33,11 @@ target_ensure() {
   target_start "$1"
 }
 
+# What each check of a file finds; a file that wants another target, or none, says so by a function of its own.
+prepare_check() {
+  target_ensure main
+}
+
 target_listens() {
   (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null
 }

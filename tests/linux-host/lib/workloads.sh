@@ -7,20 +7,20 @@ verify_every_size() {
   use_namespace 1
   verified_fio --iodepth=16 \
     --name=random-512 --rw=randwrite --bs=512 --offset=0 --size=512k \
-    --name=random-4k --rw=randwrite --bs=4k --offset=16M --size=4M \
-    --name=random-64k --rw=randwrite --bs=64k --offset=32M --size=8M \
-    --name=sequential-16k --rw=write --bs=16k --offset=64M --size=4M \
-    --name=sequential-1m --rw=write --bs=1M --offset=96M --size=24M \
-    --name=mixed --rw=randwrite --bsrange=512-256k --offset=128M --size=8M
+    --name=random-4k --rw=randwrite --bs=4k --offset=16M --size=2M \
+    --name=random-64k --rw=randwrite --bs=64k --offset=32M --size=2M \
+    --name=sequential-16k --rw=write --bs=16k --offset=64M --size=2M \
+    --name=sequential-1m --rw=write --bs=1M --offset=96M --size=8M \
+    --name=mixed --rw=randwrite --bsrange=512-256k --offset=128M --size=4M
 }
 
 fill() {
   local number
   mkdir "$mountpoint/small"
-  for number in $(seq 100); do
+  for number in $(seq 50); do
     head -c "$((number * 137))" /dev/urandom >"$mountpoint/small/$number"
   done
-  head -c 16M /dev/urandom >"$mountpoint/large"
+  head -c 8M /dev/urandom >"$mountpoint/large"
   (cd "$mountpoint" && sha256sum large small/*) >"$scratch/sums"
 }
 
