@@ -465,6 +465,26 @@ fn a_greedy_host_with_many_queues_leaves_receives_to_others() {
 }
 
 #[test]
+#[ignore = "what is lent to a queue pair comes back with the end of its work, which takes up to the time for progress"]
+fn reads_that_are_not_taken_hold_up_nobodys_writes() {
+    let mut world = with_device(|_| {});
+    let machine = machine(&world);
+    let mut bystander = Bystander::new(&mut world);
+    let (_controller, mut queue) = world.host(&machine, 1);
+    world.fabric.hold(world.fabric.peer(queue.number()).unwrap(), true);
+    let segment = zeroed(&machine, 4096);
+    for cid in 0..31 {
+        // Just what the bystander writes.
+        queue.send(&simple(&queue, read(cid, 8 << 20, 4096), &segment));
+    }
+    for _ in 0..100 {
+        world.fabric.run(100);
+        world.turn();
+    }
+    bystander.is_served(&mut world);
+}
+
+#[test]
 fn a_bystanders_data_is_its_own() {
     // Reads of blocks that nobody has written are zeroes, whatever lay in the buffers before.
     let mut world = with_device(|_| {});
