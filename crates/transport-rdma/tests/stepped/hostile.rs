@@ -388,14 +388,14 @@ fn a_flood_of_connections_passes() {
         let mut flood: Vec<_> = (0..200).map(|_| Queue::ask(&flooder, wish.clone())).collect();
         for _ in 0..2000 {
             world.step();
-            flood.iter_mut().for_each(|queue| {
+            for queue in &mut flood {
                 queue.turn();
-            });
+            }
         }
         world.until("an answer to each", |_| {
-            flood.iter_mut().for_each(|queue| {
+            for queue in &mut flood {
                 queue.turn();
-            });
+            }
             let asked = |queue: &Queue| matches!(queue.phase, Phase::Resolving | Phase::Asking);
             (!flood.iter().any(asked)).then_some(())
         });
