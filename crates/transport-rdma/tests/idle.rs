@@ -1,7 +1,7 @@
 //! Reactors on threads of their own sleep while their queues are idle, and wake up whenever a capsule comes.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs)]
-#![allow(clippy::cast_possible_truncation, clippy::print_stderr)]
+#![allow(clippy::cast_possible_truncation)]
 
 mod support;
 
@@ -106,25 +106,17 @@ fn no_wake_up_is_lost() {
     }
 }
 
-/// Not asserted beyond reason, as it depends on the machine; `--nocapture` shows the figures.
 #[test]
-fn a_busy_reactor_asks_epoll_now_and_then() {
+fn a_reactor_that_never_sleeps_neither_arms_nor_asks_epoll() {
     let node = Node::start(&Options { idle: IdlePolicy::Poll, ..Options::default() });
     let mut controller = node.connect();
     controller.request_queues(1).unwrap();
     let mut queue = controller.open_queue(1, 32, 4096).unwrap();
     read(&mut queue, 0);
-    let (before, commands) = (counters(&node), node.network.total().commands);
-    let start = Instant::now();
+    let before = counters(&node);
     for _ in 0..2000 {
         read(&mut queue, 0);
     }
-    let took = start.elapsed();
-    let after = counters(&node);
-    let calls = after[0].epoll_calls - before[0].epoll_calls;
-    let turns = after[0].turns - before[0].turns;
-    let busy = after[0].busy_turns - before[0].busy_turns;
-    let commands = node.network.total().commands - commands;
-    eprintln!("{commands} commands, {turns} turns, {busy} busy, {calls} epoll calls in {took:?}");
-    assert_eq!(node.network.total().events, 0, "a reactor that never sleeps arms nothing");
+    assert_eq!(counters(&node)[0].epoll_calls, before[0].epoll_calls);
+    assert_eq!(node.network.total().events, 0);
 }

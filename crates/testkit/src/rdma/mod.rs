@@ -66,7 +66,7 @@ pub struct Options {
 /// Where the blocks are.
 #[derive(Debug, Clone)]
 pub enum Medium {
-    /// In memory, there at once: so many bytes.
+    /// In memory, which is lent to those who read: so many bytes.
     Ram(u64),
     /// On a disk that takes its time.
     Disk(Arc<Disk>),
@@ -184,6 +184,7 @@ impl World {
             Medium::Ram(size) => (Arc::new(column::ram(*size)), None),
             Medium::Disk(disk) => (Arc::new(Opened(Arc::clone(disk))), Some(Arc::clone(disk))),
         };
+        network.lend(device.medium().cloned().into_iter().collect());
         let configuration = column::configuration(&listeners, device);
         let mailboxes = column::mailboxes(options.reactors);
         let mut shards = Vec::new();

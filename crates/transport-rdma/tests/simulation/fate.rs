@@ -176,6 +176,6 @@ impl Life {
     pub(crate) fn fate_rests(&mut self) {
         self.let_go();
         self.world.fabric.lose_requests(0);
-        self.scenario.mishaps = if self.is_calm() { 0 } else { 1 };
+        self.scenario.mishaps = u64::from(!self.is_calm());
     }
 }

@@ -276,21 +276,16 @@ impl Life {
         assert!(success || !calm, "{cqe:?} for {command:?}");
         self.report.answered += u64::from(success);
         self.report.failed += u64::from(!success);
-        match command.write {
-            Some(id) => {
-                let how = if success { Ended::Done } else { Ended::Open };
-                self.oracle.ended(id, how, true, self.moment).unwrap();
+        if let Some(id) = command.write {
+            let how = if success { Ended::Done } else { Ended::Open };
+            self.oracle.ended(id, how, true, self.moment).unwrap();
+        } else {
+            let versions = if success { command.versions() } else { Vec::new() };
+            for (lba, version) in (command.lba..).zip(versions) {
+                let span = (command.sent, self.moment);
+                self.oracle.returned(0, lba, version, span).unwrap_or_else(|why| panic!("{why}"));
             }
-            None => {
-                let versions = if success { command.versions() } else { Vec::new() };
-                for (lba, version) in (command.lba..).zip(versions) {
-                    let span = (command.sent, self.moment);
-                    self.oracle
-                        .returned(0, lba, version, span)
-                        .unwrap_or_else(|why| panic!("{why}"));
-                }
-                self.oracle.read_ended(command.sent);
-            }
+            self.oracle.read_ended(command.sent);
         }
         command.finish();
     }

@@ -1,7 +1,5 @@
 //! What a world is like, drawn from its seed.
 
-use std::sync::Arc;
-
 use block::{Deallocation, Geometry, Properties};
 use testkit::Random;
 use testkit::disk::{Disk, Weather};
@@ -95,6 +93,8 @@ impl Scenario {
         };
         let geometry = Geometry { block_size: BLOCK as u32, blocks: BLOCKS, generation: 0 };
         let disk = Disk::new("disk".to_owned(), geometry, properties, weather, random.split());
+        let lends = random.permille(400);
+        let medium = if lends { Medium::Ram(BLOCKS * BLOCK as u64) } else { Medium::Disk(disk) };
         let calm = seed.is_multiple_of(3);
         Scenario {
             options: Options {
@@ -104,7 +104,7 @@ impl Scenario {
                 reactors: 1 + usize::from(random.permille(300)),
                 pool: *random.pick(&[8 << 20, 32 << 20]),
                 requests: *random.pick(&[64, 256, 1024]),
-                medium: Medium::Disk(Arc::clone(&disk)),
+                medium,
             },
             mishaps: if calm { 0 } else { random.spread(2, 60) },
             steps: random.between(300, 1500),
