@@ -22,6 +22,9 @@ pub struct RdmaConfig {
     pub max_connections: usize,
     /// How long work of ours may stay with a device without any of it ending.
     pub progress: Duration,
+    /// How long that may be where a device's own memory has been lent to it, and somebody waits to write there; and
+    /// how long one host's capsules may take nearly all receives that it shares with others.
+    pub lease: Duration,
     /// How long a queue that is being ended may take to send what is queued on it.
     pub close: Duration,
     /// How long to wait for a device to say that a queue pair has taken its last receive.
@@ -38,6 +41,7 @@ impl Default for RdmaConfig {
             max_connections: 4096,
             // A Linux host gives a command up after 30 s.
             progress: Duration::from_secs(30),
+            lease: Duration::from_secs(2),
             close: Duration::from_secs(5),
             last_receive: Duration::from_secs(1),
         }

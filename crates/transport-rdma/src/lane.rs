@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use memory::Pool;
+use reactor::Instant;
 use tracing::error;
 use verbs::{
     Completion, CompletionChannel, CompletionQueue, RegisteredArena, SharedReceiveQueue,
@@ -71,6 +72,10 @@ pub(crate) struct Lane {
     armed: bool,
     /// How often the completion queues were found empty.
     emptied: u64,
+    /// Since when hardly any receives have been posted.
+    short_since: Option<Instant>,
+    /// It has just turned out that it does not work any more.
+    broken: bool,
     /// No new queues: it goes when the last of its queues has gone and been destroyed.
     pub(crate) closing: bool,
 }
@@ -129,6 +134,8 @@ impl Lane {
             sessions: HashMap::default(),
             armed: false,
             emptied: 0,
+            short_since: None,
+            broken: false,
             closing: false,
         };
         lane.post_receives(pool);
@@ -162,7 +169,7 @@ impl Lane {
                     // Its queue pairs end by errors of their own, or by their deadlines.
                     if !self.closing {
                         error!("a completion queue is broken: {error}");
-                        self.closing = true;
+                        (self.closing, self.broken) = (true, true);
                     }
                     0
                 }
@@ -211,11 +218,25 @@ impl Lane {
         self.shared.as_mut().map(|shared| &mut shared.receives)
     }
 
-    /// Whether hardly any receives are posted, because capsules are held: the receives, and how many they are.
-    pub(crate) fn short(&self) -> Option<(&Receives, usize)> {
+    /// Whether it has turned out that it does not work any more; said once.
+    pub(crate) fn take_broken(&mut self) -> bool {
+        std::mem::take(&mut self.broken)
+    }
+
+    /// Since when hardly any receives have been posted, because capsules are held.
+    pub(crate) fn is_short_since(&mut self, now: Instant) -> Option<Instant> {
         let shared = self.shared.as_ref()?;
-        let all = shared.receives.len();
-        (shared.queue.outstanding() < all / 8).then_some((&shared.receives, all))
+        if shared.queue.outstanding() >= shared.receives.len() / 8 {
+            self.short_since = None;
+        } else if self.short_since.is_none() {
+            self.short_since = Some(now);
+        }
+        self.short_since
+    }
+
+    /// The receives of the shared queue, to be looked at.
+    pub(crate) fn receives_now(&self) -> Option<&Receives> {
+        self.shared.as_ref().map(|shared| &shared.receives)
     }
 
     /// Whether it is closing, and nothing of it is in use any more, not even by the manager: what is posted to its shared queue is
@@ -267,7 +288,7 @@ impl Lane {
             && !self.closing
         {
             error!("receives cannot be posted: {error}");
-            self.closing = true;
+            (self.closing, self.broken) = (true, true);
         }
     }
 }

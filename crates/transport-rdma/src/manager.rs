@@ -113,6 +113,7 @@ impl Manager {
         if worked {
             self.open_listened_devices();
             self.shared.publish(self.adapters.iter().map(Adapter::report).collect());
+            self.listeners.answer();
         }
         worked
     }
@@ -162,6 +163,11 @@ impl Manager {
                     drop(pair);
                     if let Some(link) = self.links.remove(&id) {
                         self.leave(&link.berth);
+                    }
+                }
+                Order::Broken(lane) => {
+                    for adapter in &mut self.adapters {
+                        adapter.close_lane(lane.0.into(), &self.shared);
                     }
                 }
                 Order::Lend(media) => self.lend(media),
@@ -341,6 +347,9 @@ impl Manager {
             private_data: granted.as_bytes(),
             responder_resources: link.answers.min(most),
             initiator_depth: link.reads,
+            // A host has a receive for the answer before it sends a command. One that has none would otherwise keep what is
+            // sent to it, and what was lent for that, for ever.
+            own_rnr_retries: 6,
             ..Parameters::default()
         };
         if let Err(error) = link.connection.accept(&parameters) {
@@ -423,9 +432,14 @@ impl Manager {
     }
 }
 
-/// Whether a host's private data and wishes can be met.
+/// Whether a host's private data and wishes can be met. How many RDMA reads it would send (ORD) is none of our concern: no key is
+/// given to it, and it is granted what the device can.
 fn judge(private_data: &[u8], wishes: Wishes) -> Result<Request, RejectStatus> {
     let request = Request::parse(private_data)?;
+    // The last one of a controller is FFFEh.
+    if request.qid.get() == u16::MAX {
+        return Err(RejectStatus::InvalidQueueId);
+    }
     if request.hsqsize.get() == 0 {
         return Err(RejectStatus::InvalidHsqsize);
     }

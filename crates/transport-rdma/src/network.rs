@@ -116,6 +116,8 @@ pub(crate) enum Order {
     End(ConnectionId),
     /// Nothing is posted any more: destroy both, or what is left.
     Bury(ConnectionId, Option<QueuePair>),
+    /// The lane does not work any more: the next queue gets another one.
+    Broken(LaneId),
     /// These are the media that devices of the target consist of.
     Lend(Vec<Arc<SharedMemory>>),
     /// Cease to listen anywhere.

@@ -330,34 +330,41 @@ impl RdmaTransport {
     }
 
     /// Sees to it that no host keeps the receives of a lane to itself: capsules with data keep theirs until the target has
-    /// room for them. When hardly any are left, others are there, and one host's capsules take more than half, the one
-    /// of its queues that has most is ended.
+    /// room for them. When hardly any have been left for a while, others are there, and one host's capsules take more
+    /// than half, its queues that have some are ended.
     fn share_receives(&mut self) {
-        let mut greedy = None;
+        let (now, patience) = (self.local.now(), self.shared.config.lease);
+        for index in 0..self.lanes.capacity() {
+            let Some(lane) = self.lanes.get_mut(index) else { continue };
+            if lane.is_short_since(now).is_none_or(|since| now.since(since) < patience) {
+                continue;
+            }
+            for session in self.greedy(index) {
+                self.on_session(session, |it, turn| it.close(CloseReason::TooManyReceives, turn));
+            }
+        }
+    }
+
+    /// The sessions with capsules in receives of a lane, if they are one host's and it has more than half.
+    fn greedy(&self, index: usize) -> Vec<usize> {
+        let Some(receives) = self.lanes.get(index).and_then(Lane::receives_now) else {
+            return Vec::new();
+        };
         let shard = self.shard.borrow();
         let host = |session: usize| shard.host_of(self.sessions.get(session)?.session.queue?);
-        for (index, lane) in &self.lanes {
-            let Some((receives, all)) = lane.short() else { continue };
-            let mut held = HashMap::<usize, usize>::new();
-            for session in receives.holders() {
-                *held.entry(session).or_default() += 1;
-            }
-            let mut hosts = HashMap::new();
-            for (&session, &count) in &held {
-                *hosts.entry(host(session)).or_default() += count;
-            }
-            let most = hosts.into_iter().max_by_key(|(_, count): &(_, usize)| *count);
-            let Some((most, _)) = most.filter(|(_, count)| *count > all / 2) else { continue };
-            let mut here = self.sessions.iter().filter(|(_, served)| served.lane == index);
-            if here.any(|(session, _)| host(session) != most) {
-                let own = held.into_iter().filter(|(session, _)| host(*session) == most);
-                greedy = own.max_by_key(|(_, count)| *count).map(|(session, _)| session);
-            }
+        let mut hosts = HashMap::<_, usize>::new();
+        for session in receives.holders() {
+            *hosts.entry(host(session)).or_default() += 1;
         }
-        drop(shard);
-        if let Some(session) = greedy {
-            self.on_session(session, |it, turn| it.close(CloseReason::TooManyReceives, turn));
+        let most = hosts.into_iter().max_by_key(|(_, count)| *count);
+        let Some((most, _)) = most.filter(|(_, count)| *count > receives.len() / 2) else {
+            return Vec::new();
+        };
+        let mut here = self.sessions.iter().filter(|(_, served)| served.lane == index);
+        if !here.any(|(session, _)| host(session) != most) {
+            return Vec::new();
         }
+        receives.holders().filter(|session| host(*session) == most).collect()
     }
 
     /// Does what the target wants; whether it wanted anything.
@@ -449,6 +456,9 @@ impl RdmaTransport {
     fn post_receives(&mut self) {
         for (_, lane) in &mut self.lanes {
             lane.post_receives(&self.pool);
+            if lane.take_broken() {
+                self.shared.order(Order::Broken(lane.id));
+            }
         }
     }
 }

@@ -143,8 +143,10 @@ pub struct Parameters<'a> {
     pub initiator_depth: u8,
     /// How often an unanswered message is repeated; of the requester's alone.
     pub retries: u8,
-    /// How often the peer, or we, try a receiver that is not ready; 7 is for ever.
+    /// How often the peer tries a receiver that is not ready; 7 is for ever.
     pub rnr_retries: u8,
+    /// How often we do at most, of one who is asked: the peer may want less.
+    pub own_rnr_retries: u8,
     /// How long the peer waits when we are not ready: the code of the specification, 12 for 0.64 ms.
     pub rnr_timer: u8,
 }
@@ -157,6 +159,7 @@ impl Default for Parameters<'_> {
             initiator_depth: 16,
             retries: 7,
             rnr_retries: 7,
+            own_rnr_retries: 7,
             rnr_timer: 12,
         }
     }
@@ -438,6 +441,7 @@ impl Connection {
         })?;
         self.change(State::ReadyToSend, |attributes, mask| {
             attributes.max_rd_atomic = parameters.initiator_depth;
+            attributes.rnr_retry = attributes.rnr_retry.min(parameters.own_rnr_retries);
             *mask |= sys::QP_MAX_QP_RD_ATOMIC;
         })?;
         let mut raw = parameters.raw(number, shared)?;

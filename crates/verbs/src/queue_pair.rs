@@ -295,6 +295,11 @@ impl WorkQueue {
         self.own.as_ref().map_or(0, |own| own.receives.outstanding())
     }
 
+    /// Whether somebody waits for memory that is on loan to it ([`Segment::is_wanted`]).
+    pub fn is_wanted(&self) -> bool {
+        self.lent.iter().any(|(_, segment)| segment.is_wanted())
+    }
+
     /// How many more may be posted.
     pub fn room(&self) -> usize {
         (self.pair.capacity.sends as usize).saturating_sub(self.outstanding())

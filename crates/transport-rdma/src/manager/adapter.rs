@@ -95,13 +95,19 @@ impl Adapter {
         device: &Device,
         shared: &Shared,
     ) -> Result<Adapter, VerbsError> {
+        if device.attributes().max_sge < 2 {
+            return Err(VerbsError::Misuse("it receives into one piece of memory only"));
+        }
         let domain = Domain::new(device)?;
         let memory = Arc::new(RegisteredArena::new(&domain, &shared.arena, Access::LOCAL_WRITE)?);
         let ports = 1..=device.attributes().ports;
         let longest = ports.filter_map(|port| device.port(port).ok()).map(|it| it.max_message);
         // What a device does not say it does as every device does.
         let max_message = longest.min().filter(|&most| most > 0).unwrap_or(1 << 20);
-        let most = usize::try_from(device.attributes().max_srq).unwrap_or(usize::MAX);
+        let attributes = device.attributes();
+        // A capsule is received into two pieces of memory.
+        let queues = if attributes.max_srq_sge < 2 { 0 } else { attributes.max_srq };
+        let most = usize::try_from(queues).unwrap_or(usize::MAX);
         Ok(Adapter {
             id,
             lanes: Vec::new(),

@@ -32,14 +32,19 @@ struct Listener {
 struct Binding {
     address: SocketAddr,
     until: Instant,
-    reply: Sender<Result<SocketAddr, BindError>>,
+    reply: Sender<Taken>,
 }
+
+/// What came of taking an address.
+type Taken = Result<SocketAddr, BindError>;
 
 /// All listeners.
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
     all: Vec<Listener>,
     bindings: Vec<Binding>,
+    /// Who asked and is to be told at the end of the turn, when the devices that are listened on have been opened.
+    answers: Vec<(Sender<Taken>, Taken)>,
     tried: Option<Instant>,
 }
 
@@ -60,7 +65,7 @@ impl Listeners {
         &mut self,
         address: SocketAddr,
         patience: Duration,
-        reply: Sender<Result<SocketAddr, BindError>>,
+        reply: Sender<Taken>,
         events: &EventChannel,
     ) {
         let now = Instant::now();
@@ -85,8 +90,15 @@ impl Listeners {
                 Ok(address)
             }
         };
-        // Nobody waits for the answer any more.
-        let _ = binding.reply.send(result);
+        self.answers.push((binding.reply, result));
+    }
+
+    /// Tells those who asked for addresses what came of it.
+    pub(super) fn answer(&mut self) {
+        for (reply, result) in self.answers.drain(..) {
+            // Nobody may wait for it any more.
+            let _ = reply.send(result);
+        }
     }
 
     /// Tries again what could not be had; whether anything came of it.

@@ -1,6 +1,7 @@
 //! The end of a queue: why, and when its queue pair may be destroyed.
 
 use std::fmt;
+use std::time::Duration;
 
 use reactor::Instant;
 use target::DisconnectReason;
@@ -8,6 +9,7 @@ use tracing::{debug, info};
 use verbs::QueuePair;
 
 use super::{Session, Turn};
+use crate::config::RdmaConfig;
 use crate::network::Order;
 
 /// How far a session has come.
@@ -115,15 +117,18 @@ impl Session {
                     self.close(CloseReason::Over, turn);
                 }
             }
-            Phase::Open
-                if self.work.outstanding() > 0
-                    && turn.now.since(self.progress) >= config.progress =>
-            {
+            Phase::Open if self.is_stuck(turn.now.since(self.progress), config) => {
                 turn.lane.counters.timeouts.add(1);
                 self.close(CloseReason::Timeout, turn);
             }
             Phase::Open | Phase::Closing { .. } => {}
         }
+    }
+
+    /// Whether what is posted has not ended for too long: less long if others wait for what was lent for it.
+    fn is_stuck(&self, idle: Duration, config: &RdmaConfig) -> bool {
+        self.work.outstanding() > 0
+            && (idle >= config.progress || idle >= config.lease && self.work.is_wanted())
     }
 
     /// Ends it now: nothing more is posted, and what is posted will be flushed.

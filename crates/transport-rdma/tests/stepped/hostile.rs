@@ -206,7 +206,7 @@ fn a_host_that_takes_no_answers_is_given_up() {
 }
 
 #[test]
-fn a_host_that_takes_no_more_answers_is_given_up_after_the_time_for_progress() {
+fn a_host_that_takes_no_more_answers_is_given_up_after_some_tries() {
     let mut world = with_device(|_| {});
     let machine = machine(&world);
     let mut bystander = Bystander::new(&mut world);
@@ -222,14 +222,11 @@ fn a_host_that_takes_no_more_answers_is_given_up_after_the_time_for_progress() {
     for cid in 31..61 {
         queue.send(&simple(&queue, read(cid, 0, 512), &segment));
     }
-    world.wait(Duration::from_secs(25));
-    queue.turn();
-    assert!(!queue.is_over(), "it had time");
-    bystander.is_served(&mut world);
-    world.wait(Duration::from_secs(10));
+    world.wait(Duration::from_secs(2));
     queue.turn();
     assert!(queue.is_over());
-    assert_eq!(world.network.total().timeouts, 1);
+    assert_eq!(world.network.total().timeouts, 0);
+    bystander.is_served(&mut world);
     drop((queue, controller));
     bystander.is_served(&mut world);
     drop(bystander);
@@ -460,11 +457,11 @@ fn a_greedy_host_with_many_queues_leaves_receives_to_others() {
         world.fabric.run(100);
         world.turn();
     }
+    world.wait(Duration::from_secs(3));
     bystander.is_served(&mut world);
 }
 
 #[test]
-#[ignore = "what is lent to a queue pair comes back with the end of its work, which takes up to the time for progress"]
 fn reads_that_are_not_taken_hold_up_nobodys_writes() {
     let mut world = with_device(|_| {});
     let machine = machine(&world);
@@ -474,6 +471,28 @@ fn reads_that_are_not_taken_hold_up_nobodys_writes() {
     let segment = zeroed(&machine, 4096);
     for cid in 0..31 {
         // Just what the bystander writes.
+        queue.send(&simple(&queue, read(cid, 8 << 20, 4096), &segment));
+    }
+    for _ in 0..100 {
+        world.fabric.run(100);
+        world.turn();
+    }
+    // The queue pair does nothing any more, not even when it is told to end: when that has been noticed it is destroyed.
+    let before = world.now();
+    is_served(&mut world, &mut bystander.queue, 0xB0FF);
+    let took = world.now().since(before);
+    assert!(took < Duration::from_secs(10), "the bystander waited {took:?}");
+}
+
+#[test]
+fn what_is_lent_for_a_host_that_takes_nothing_comes_back_at_once() {
+    let mut world = with_device(|_| {});
+    let machine = machine(&world);
+    let mut bystander = Bystander::new(&mut world);
+    let (_controller, mut queue) = world.host(&machine, 1);
+    queue.stop_receiving();
+    let segment = zeroed(&machine, 4096);
+    for cid in 0..31 {
         queue.send(&simple(&queue, read(cid, 8 << 20, 4096), &segment));
     }
     for _ in 0..100 {
