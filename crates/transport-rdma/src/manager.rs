@@ -10,8 +10,8 @@
 //!                                       Order::Bury: destroy both
 //! ```
 //!
-//! A queue pair is known at its reactor before the host is told that it may send. One that ends is flushed by the
-//! manager (it fails the queue pair), emptied by its reactor, and destroyed by the manager. The manager waits for nobody: it
+//! A queue pair is known at its reactor before the host is told that it may send. One that ends is left by its reactor, which posts
+//! nothing more, flushed by the manager (it fails the queue pair), emptied by its reactor, and destroyed by the manager. The manager waits for nobody: it
 //! takes orders, events of the connection manager and events of devices as they come.
 //!
 //! Rejected: letting rdma_cm own the queue pairs (see [`verbs`]); accepting first and telling the reactor then (its
@@ -155,7 +155,8 @@ impl Manager {
                 }
                 Order::End(id) => {
                     if let Some(link) = self.links.get_mut(&id) {
-                        // The host has ended it already, or the device is gone.
+                        // Whoever began: everything posted is flushed. The host has ended it already, or the device is gone, if it
+                        // fails.
                         let _ = link.connection.disconnect();
                     }
                 }
@@ -235,15 +236,12 @@ impl Manager {
         }
     }
 
-    /// The connection is over: its reactor is told, once.
+    /// The connection is over: its reactor is told, once. It may be posting, so the queue pair is left alone until it orders the end.
     fn over(&mut self, id: ConnectionId) {
-        if let Some(link) = self.links.get_mut(&id) {
-            let told = std::mem::replace(&mut link.over, true);
-            // Whoever began: everything posted is flushed.
-            let _ = link.connection.disconnect();
-            if !told {
-                self.shared.note(link.berth.reactor, Note::Over(id));
-            }
+        if let Some(link) = self.links.get_mut(&id)
+            && !std::mem::replace(&mut link.over, true)
+        {
+            self.shared.note(link.berth.reactor, Note::Over(id));
         }
     }
 

@@ -466,7 +466,8 @@ impl Connection {
     /// Ends the connection: everything posted to the queue pair is flushed, the peer is told.
     ///
     /// # Errors
-    /// If it was never established, or is gone.
+    /// If it was never established, or is gone; if the queue pair is of another thread's [domain](crate::Domain::for_thread) and that
+    /// thread may still be posting: then the peer alone is told.
     pub fn disconnect(&self) -> Result<(), VerbsError> {
         let pair = self.pair.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let failed = pair.map_or(Ok(()), |known| queue_pair::fail(&known.lifeline, &known.domain));

@@ -91,7 +91,7 @@ pub struct Endpoint {
 // SAFETY: two things in it may not be sent alone. Segments share counts that are not atomic; all segments with the same counts
 // (the pool's) are inside, as `new` drops the pool and no method lends one out or takes one in, so they move together and one
 // thread at a time uses them. Chains of work requests hold pointers, but to memory that is the endpoint's own, too, and they are
-// made anew for each post.
+// made anew for each post. The queue pair's domain is no thread's.
 unsafe impl Send for Endpoint {}
 
 impl fmt::Debug for Endpoint {

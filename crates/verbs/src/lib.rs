@@ -24,7 +24,8 @@
 //! # Which thread
 //! Opening, registering, creating, connecting and destroying may block: a connection-manager's thread does it. `QueuePair` is
 //! `Send`; the manager hands it over, connected, and the reactor makes it a [`WorkQueue`], which is not. Its [`Connection`]
-//! stays with the manager and can still end it. Destroying belongs off the reactor, too, but a `WorkQueue` cannot leave
+//! stays with the manager and can still end it; where only one thread may use the queue pair ([`Domain::for_thread`]), once the work
+//! queue has ceased to post. Destroying belongs off the reactor, too, but a `WorkQueue` cannot leave
 //! its thread with loans in it; drop it there once all has been flushed.
 //!
 //! # What is posted is lent
@@ -35,8 +36,8 @@
 //!
 //! # What outlives what
 //! Every object holds what it was made of, so whatever order they are dropped in, the device sees the right one: queue pairs
-//! before the queues they report to, regions before their domain and before the arena's memory, everything before its
-//! context, connections before their channel.
+//! before the queues they report to, regions before their domain and before the arena's memory, a thread's domain before the one
+//! that it is a share of, everything before its context, connections before their channel.
 //!
 //! # What rdma_cm does not do here
 //! It neither opens devices for us nor makes queue pairs: a device that is removed would be closed under our objects, and a queue
@@ -45,7 +46,7 @@
 //!
 //! Rejected: generated bindings (they need libclang to build, and link the libraries); the crates that wrap verbs (no
 //! shared receive queues, no rdma_cm, or a licence in doubt); extended verbs (`ibv_wr_*`, `ibv_start_poll`: rdma-core's older
-//! drivers lack them, and what they save is unmeasured here); thread domains, for now.
+//! drivers lack them, and what they save is unmeasured here).
 
 mod completion;
 mod connection;

@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::ptr::{self, NonNull};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 use memory::Segment;
 
@@ -52,16 +53,23 @@ impl State {
         }
     }
 
-    fn from_raw(raw: u32) -> State {
+    pub(crate) fn from_raw(raw: u32) -> State {
         let known =
             [State::Reset, State::Init, State::ReadyToReceive, State::ReadyToSend, State::Error];
         known.into_iter().find(|state| state.raw() == raw).unwrap_or(State::Other(raw))
     }
 }
 
-/// The queue pair as its connection knows it, which may outlive it: none once it has been destroyed.
+/// The queue pair as its connection knows it, which may outlive it.
 #[derive(Clone)]
-pub(crate) struct Lifeline(Arc<Mutex<Option<Pointer>>>);
+pub(crate) struct Lifeline(Arc<Mutex<Life>>);
+
+struct Life {
+    /// None once it has been destroyed.
+    pointer: Option<Pointer>,
+    /// Of a thread's domain: the thread that may be posting.
+    poster: Option<ThreadId>,
+}
 
 #[derive(Clone, Copy)]
 struct Pointer(NonNull<sys::Qp>);
@@ -70,6 +78,10 @@ struct Pointer(NonNull<sys::Qp>);
 unsafe impl Send for Pointer {}
 
 impl Lifeline {
+    fn lock(&self) -> MutexGuard<'_, Life> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Changes attributes of the queue pair; nothing if it is gone.
     pub(crate) fn modify(
         &self,
@@ -77,8 +89,12 @@ impl Lifeline {
         attributes: &mut sys::QpAttr,
         mask: i32,
     ) -> Result<(), VerbsError> {
-        let pointer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Pointer(raw)) = *pointer else { return Ok(()) };
+        let life = self.lock();
+        let Some(Pointer(raw)) = life.pointer else { return Ok(()) };
+        let posts = life.poster.is_some_and(|poster| poster != thread::current().id());
+        if posts && attributes.qp_state == sys::QPS_ERR {
+            return Err(VerbsError::Misuse("the thread of the queue pair has not ceased to post"));
+        }
         let api = domain.device().library().api();
         // SAFETY: a live queue pair, which cannot be destroyed while the lock is held.
         check("ibv_modify_qp", unsafe { (api.ibv_modify_qp)(raw.as_ptr(), attributes, mask) })
@@ -154,7 +170,10 @@ impl QueuePair {
             // SAFETY: a queue pair just made, whose number does not change.
             number: unsafe { (*raw.as_ptr()).qp_num },
             capacity,
-            lifeline: Lifeline(Arc::new(Mutex::new(Some(Pointer(raw))))),
+            lifeline: Lifeline(Arc::new(Mutex::new(Life {
+                pointer: Some(Pointer(raw)),
+                poster: None,
+            }))),
             domain: domain.clone(),
             shared: shared.cloned(),
             _send: sends.clone(),
@@ -217,7 +236,7 @@ impl QueuePair {
     /// Ends it: everything posted is flushed.
     ///
     /// # Errors
-    /// If the device is gone.
+    /// If the device is gone; if it is of another thread's domain, which has not [ceased](WorkQueue::cease) to post.
     pub fn fail(&self) -> Result<(), VerbsError> {
         fail(&self.lifeline, &self.domain)
     }
@@ -230,8 +249,8 @@ pub(crate) fn fail(lifeline: &Lifeline, domain: &Domain) -> Result<(), VerbsErro
 
 impl Drop for QueuePair {
     fn drop(&mut self) {
-        let mut pointer = self.lifeline.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *pointer = None;
+        let mut life = self.lifeline.lock();
+        life.pointer = None;
         // SAFETY: our own queue pair, which nobody can reach any more: its connection asks under the lock.
         unsafe { (self.domain.device().library().api().ibv_destroy_qp)(self.raw.as_ptr()) };
     }
@@ -248,6 +267,7 @@ pub struct WorkQueue {
     oldest: u32,
     lent: VecDeque<(u32, Segment)>,
     own: Option<OwnReceives>,
+    ceased: bool,
 }
 
 impl fmt::Debug for WorkQueue {
@@ -262,7 +282,7 @@ impl WorkQueue {
     /// The half that posts.
     ///
     /// # Errors
-    /// If the device's driver cannot.
+    /// If the device's driver cannot, or the queue pair's domain belongs to another thread.
     pub fn new(pair: QueuePair) -> Result<WorkQueue, VerbsError> {
         // SAFETY: an open context, whose operations do not change.
         let (post, post_recv) = unsafe {
@@ -277,7 +297,11 @@ impl WorkQueue {
             Some(OwnReceives { post: post_recv.ok_or_else(unable)?, receives })
         };
         let lent = VecDeque::with_capacity(pair.capacity.sends as usize);
-        Ok(WorkQueue { post: post.ok_or_else(unable)?, pair, next: 0, oldest: 0, lent, own })
+        let post = post.ok_or_else(unable)?;
+        if pair.domain.claim()? {
+            pair.lifeline.lock().poster = Some(thread::current().id());
+        }
+        Ok(WorkQueue { post, pair, next: 0, oldest: 0, lent, own, ceased: false })
     }
 
     /// The queue pair.
@@ -307,8 +331,24 @@ impl WorkQueue {
 
     /// The queue pair, which may leave this thread again, to be destroyed where that may take its time. None if something
     /// is still on loan: then it has been destroyed here.
-    pub fn into_pair(self) -> Option<QueuePair> {
+    pub fn into_pair(mut self) -> Option<QueuePair> {
+        self.cease();
         (self.outstanding() == 0 && self.receiving() == 0).then_some(self.pair)
+    }
+
+    /// Posts nothing any more; what is posted is still to be retired. From now on another thread may fail the queue pair, which has
+    /// to wait for this if it is of a thread's domain.
+    pub fn cease(&mut self) {
+        self.ceased = true;
+        self.pair.lifeline.lock().poster = None;
+    }
+
+    fn may_post(&self) -> Result<(), VerbsError> {
+        if self.ceased {
+            Err(VerbsError::Misuse("the work queue has ceased to post"))
+        } else {
+            Ok(())
+        }
     }
 
     /// Posts the whole chain and empties it.
@@ -318,6 +358,7 @@ impl WorkQueue {
     /// refuses is the end of the queue pair: some of the chain may have been posted, the rest is dropped.
     #[inline]
     pub fn post(&mut self, chain: &mut SendChain) -> Result<(), VerbsError> {
+        self.may_post()?;
         let (wanted, room) = (chain.len(), self.room());
         if wanted > room {
             return Err(VerbsError::Full { wanted, room });
@@ -376,6 +417,7 @@ impl WorkQueue {
         memory: &RegisteredArena,
         segments: [Option<Segment>; MAX_RECEIVE_PIECES],
     ) -> Result<(), VerbsError> {
+        self.may_post()?;
         let own = self.own.as_mut();
         let own = own.ok_or(VerbsError::Misuse("the queue pair receives by a shared queue"))?;
         own.push(tag, memory, segments)
@@ -386,6 +428,7 @@ impl WorkQueue {
     /// # Errors
     /// If the device refuses; those refused are dropped.
     pub fn flush_receives(&mut self) -> Result<(), VerbsError> {
+        self.may_post()?;
         let raw = self.pair.raw.as_ptr();
         self.own.as_mut().map_or(Ok(()), |own| own.flush(raw))
     }

@@ -157,7 +157,7 @@ impl fmt::Debug for SharedReceiveQueue {
 }
 
 impl SharedReceiveQueue {
-    /// A queue for `capacity` receives. `token` is what events call it.
+    /// A queue for `capacity` receives. `token` is what events call it. It belongs to no thread, though the domain may.
     ///
     /// # Errors
     /// If the device has none, or not so large ones.
@@ -166,6 +166,7 @@ impl SharedReceiveQueue {
         capacity: u32,
         token: u64,
     ) -> Result<SharedReceiveQueue, VerbsError> {
+        let domain = domain.protection();
         let max_sge = u32::try_from(MAX_RECEIVE_PIECES).unwrap_or(u32::MAX);
         let token = usize::try_from(token).unwrap_or(usize::MAX);
         let mut options = sys::SrqInitAttr {

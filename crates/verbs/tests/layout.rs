@@ -29,6 +29,8 @@ fn facts() -> Vec<(String, usize)> {
             facts.push((format!("(size_t)({})", $c), usize::try_from(sys::$rust).unwrap()));
         )*};
     }
+    whole!(Context "struct ibv_context", Td "struct ibv_td", TdInitAttr "struct ibv_td_init_attr");
+    whole!(ParentDomainInitAttr "struct ibv_parent_domain_init_attr");
     whole!(Pd "struct ibv_pd", Mr "struct ibv_mr", CompChannel "struct ibv_comp_channel");
     whole!(Sge "struct ibv_sge", SendWr "struct ibv_send_wr", RecvWr "struct ibv_recv_wr");
     whole!(Wc "struct ibv_wc", DeviceAttr "struct ibv_device_attr", PortAttr "struct ibv_port_attr");
@@ -38,7 +40,8 @@ fn facts() -> Vec<(String, usize)> {
     whole!(ContextOps "struct ibv_context_ops", EventChannel "struct rdma_event_channel");
     whole!(ConnParam "struct rdma_conn_param");
     offsets!(ContextOps, "struct ibv_context_ops": poll_cq, req_notify_cq, post_srq_recv, post_send, post_recv);
-    offsets!(Context, "struct ibv_context": device, ops, cmd_fd, async_fd, num_comp_vectors);
+    offsets!(Context, "struct ibv_context": device, ops, cmd_fd, async_fd, num_comp_vectors, abi_compat);
+    offsets!(ParentDomainInitAttr, "struct ibv_parent_domain_init_attr": pd, td, comp_mask, alloc, free, pd_context);
     offsets!(Pd, "struct ibv_pd": context, handle);
     offsets!(Mr, "struct ibv_mr": context, pd, addr, length, handle, lkey, rkey);
     offsets!(CompChannel, "struct ibv_comp_channel": context, fd, refcnt);
@@ -99,8 +102,25 @@ fn facts() -> Vec<(String, usize)> {
         CM_EVENT_DISCONNECTED "RDMA_CM_EVENT_DISCONNECTED",
         CM_EVENT_DEVICE_REMOVAL "RDMA_CM_EVENT_DEVICE_REMOVAL", CM_EVENT_ADDR_CHANGE "RDMA_CM_EVENT_ADDR_CHANGE",
         CM_EVENT_TIMEWAIT_EXIT "RDMA_CM_EVENT_TIMEWAIT_EXIT", PS_TCP "RDMA_PS_TCP", OPTION_ID "RDMA_OPTION_ID",
-        OPTION_ID_REUSEADDR "RDMA_OPTION_ID_REUSEADDR", OPTION_ID_AFONLY "RDMA_OPTION_ID_AFONLY");
+        OPTION_ID_REUSEADDR "RDMA_OPTION_ID_REUSEADDR", OPTION_ID_AFONLY "RDMA_OPTION_ID_AFONLY", ABI_IS_EXTENDED "__VERBS_ABI_IS_EXTENDED");
+    facts.extend(table_before_the_context());
     facts
+}
+
+/// It is declared from the middle on, so its offsets are held against each other.
+fn table_before_the_context() -> Vec<(String, usize)> {
+    let first = "offsetof(struct verbs_context, alloc_parent_domain)";
+    let fields = [
+        ("alloc_parent_domain", offset_of!(sys::VerbsContext, alloc_parent_domain)),
+        ("dealloc_td", offset_of!(sys::VerbsContext, dealloc_td)),
+        ("alloc_td", offset_of!(sys::VerbsContext, alloc_td)),
+        ("sz", offset_of!(sys::VerbsContext, sz)),
+        ("context", offset_of!(sys::VerbsContext, context)),
+    ];
+    let fields = fields
+        .map(|(field, ours)| (format!("offsetof(struct verbs_context, {field}) - {first}"), ours));
+    let all = format!("sizeof(struct verbs_context) - {first}");
+    fields.into_iter().chain([(all, size_of::<sys::VerbsContext>())]).collect()
 }
 
 /// Says that a test was left out; `tools/test` counts these lines. Past the capture of what tests print.

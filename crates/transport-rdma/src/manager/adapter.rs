@@ -5,6 +5,14 @@
 //! made: as many places as work requests may be posted to it, signalled or not, and as many again as it has receives of its
 //! own. The receives of a lane's shared queue all end in its first completion queue, which keeps that many places for them. What does not
 //! fit gets a further completion queue, and if the device has none left, no connection.
+//!
+//! # One thread's queue pairs
+//! A lane's queue pairs are made with a domain of its reactor's own where the device has such ([`Domain::for_thread`]): its driver takes
+//! no locks, and reactors share no doorbells. That asks for no two threads to call on a queue pair at the same time. The reactor
+//! posts between [`Note::Serve`], which hands the queue pair over, and `Order::End`, after which it posts nothing more. The manager makes and
+//! connects it before the one; it fails it after the other, and destroys it after `Order::Bury` has given it back. The one call between is
+//! `Order::Accept`'s, when the reactor has posted its receives and nothing has come that it could answer. A host that goes away is hence
+//! told to the reactor first, which orders the end.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -77,6 +85,8 @@ pub(super) struct Adapter {
 struct Lane {
     id: LaneId,
     reactor: usize,
+    /// Of its queue pairs.
+    domain: Domain,
     channel: CompletionChannel,
     receives: Option<SharedReceiveQueue>,
     queues: Vec<CompletionPlaces>,
@@ -192,7 +202,7 @@ impl Adapter {
         let make = |inline| {
             let capacity = Capacity { sends, receives: own, pieces: 1, inline };
             let receives = lane.receives.as_ref();
-            QueuePair::new(&self.domain, &sent.queue, &received.queue, receives, capacity)
+            QueuePair::new(&lane.domain, &sent.queue, &received.queue, receives, capacity)
         };
         // Some devices take nothing inline.
         let pair = make(RESPONSE_BYTES).or_else(|_| make(0))?;
@@ -239,14 +249,17 @@ impl Adapter {
         let attributes = self.device.attributes();
         let most = completions(&self.device, shared);
         let channel = CompletionChannel::new(&self.device)?;
+        let domain = self.domain.for_thread();
         let count = shared.config.shared_receives.min(attributes.max_srq_wr).min(most / 2);
         let token = u64::from(id.0);
         let receives = if self.shares_receives && count > 0 {
-            Some(SharedReceiveQueue::new(&self.domain, count, token)?)
+            Some(SharedReceiveQueue::new(&domain, count, token)?)
         } else {
             None
         };
-        let mut lane = Lane { id, reactor, channel, receives, queues: Vec::new() };
+        let locks = if domain.is_for_thread() { "without locks" } else { "with its locks" };
+        debug!("{}: reactor {reactor} uses it {locks}", self.device.name());
+        let mut lane = Lane { id, reactor, domain, channel, receives, queues: Vec::new() };
         let completions = lane.add_queue(&self.device, shared)?;
         if let Some(first) = lane.queues.first_mut()
             && lane.receives.is_some()

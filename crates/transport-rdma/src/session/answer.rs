@@ -72,14 +72,15 @@ impl Session {
         if self.is_open() {
             self.flush_sends(turn);
         }
-        // Also when it is closing: what has been pushed counts as posted, and has to be flushed.
-        if let Err(error) = self.flush_receives() {
+        if self.is_open()
+            && let Err(error) = self.flush_receives()
+        {
             self.close(CloseReason::Device(error.to_string()), turn);
         }
         self.dirty = false;
     }
 
-    fn flush_receives(&mut self) -> Result<(), VerbsError> {
+    pub(super) fn flush_receives(&mut self) -> Result<(), VerbsError> {
         if self.own.is_some() { self.work.flush_receives() } else { Ok(()) }
     }
 

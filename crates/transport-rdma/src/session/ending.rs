@@ -166,6 +166,10 @@ impl Session {
             turn.lane.release(tag, turn.pool);
             from = usize::try_from(tag).unwrap_or(usize::MAX).saturating_add(1);
         }
+        // Also what it should still receive into: what has been pushed counts as posted, and has to be flushed. It is all the
+        // same if the device refuses.
+        let _ = self.flush_receives();
+        self.work.cease();
         turn.network.order(Order::End(self.connection));
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nvme::fabrics::Disconnect;
 use testkit::rdma::{Options, Phase, World, device_name, keyed, node_address};
+use verbs::State;
 use verbs::software::DeviceOptions;
 use zerocopy::IntoBytes;
 
@@ -38,6 +39,45 @@ fn a_host_that_leaves_in_order_leaves_nothing() {
         drop((controller, queue));
         world.empties();
         assert_eq!(world.available(), free);
+    }
+}
+
+#[test]
+fn a_queue_pair_is_failed_only_when_its_reactor_has_ceased_to_post() {
+    for shared in [256, 0] {
+        let mut world = with_device(|device| device.max_srq = shared);
+        let machine = machine(&world);
+        let (_controller, mut queue) = world.host(&machine, 1);
+        is_served(&mut world, &mut queue, 1);
+        let target = world.fabric.peer(queue.number()).unwrap();
+        // A command arrives, and the host is gone.
+        let segment = zeroed(&machine, 512);
+        queue.send(&simple(&queue, read(7, 0, 512), &segment));
+        world.fabric.run(1000);
+        queue.disconnect();
+        world.fabric.run(1000);
+        world.manager.turn();
+        assert_eq!(world.fabric.state(target), Some(State::ReadyToSend), "it may be posting");
+        world.reactors[0].turn();
+        assert_eq!(world.fabric.state(target), Some(State::ReadyToSend), "that blocks");
+        world.manager.turn();
+        assert_eq!(world.fabric.state(target), Some(State::Error));
+        drop(queue);
+        world.wait(Duration::from_secs(2));
+        assert_eq!(world.fabric.state(target), None);
+    }
+}
+
+#[test]
+fn a_device_without_thread_domains_serves_as_well() {
+    for has in [true, false] {
+        let mut world = with_device(|device| device.thread_domains = has);
+        let machine = machine(&world);
+        let before = world.fabric.census()[4];
+        let (_controller, mut queue) = world.host(&machine, 1);
+        is_served(&mut world, &mut queue, 1);
+        // The lane's thread domain, and what joins it.
+        assert_eq!(world.fabric.census()[4], before + 2 * usize::from(has));
     }
 }
 

@@ -1,13 +1,13 @@
 //! The provider's device, context and table of functions.
 
 use std::ffi::{CString, c_char, c_int};
-use std::mem;
+use std::mem::{self, offset_of};
 use std::os::fd::OwnedFd;
 use std::ptr;
 use std::sync::{Arc, MutexGuard, Weak};
 
 use super::world::{Context, Notices, World};
-use super::{Shared, connection, objects};
+use super::{Shared, connection, domains, objects};
 use crate::sys::{self, Api};
 
 pub(crate) static API: Api = Api {
@@ -21,8 +21,8 @@ pub(crate) static API: Api = Api {
     ibv_query_gid: query_gid,
     ibv_get_async_event: get_async_event,
     ibv_ack_async_event: ack_async_event,
-    ibv_alloc_pd: objects::alloc_pd,
-    ibv_dealloc_pd: objects::dealloc_pd,
+    ibv_alloc_pd: domains::alloc_pd,
+    ibv_dealloc_pd: domains::dealloc_pd,
     ibv_reg_mr: objects::reg_mr,
     ibv_dereg_mr: objects::dereg_mr,
     ibv_create_comp_channel: objects::create_comp_channel,
@@ -104,6 +104,8 @@ impl SoftDevice {
             cmd_fd: -1,
             async_fd: -1,
             num_comp_vectors: 0,
+            mutex: libc::PTHREAD_MUTEX_INITIALIZER,
+            abi_compat: ptr::null_mut(),
         });
         let mut device =
             Box::new(SoftDevice { index, name, shared: Arc::downgrade(shared), context });
@@ -140,14 +142,23 @@ const OPS: sys::ContextOps = sys::ContextOps {
     ..NO_OPS
 };
 
-/// An open context: what the layer above knows, and after it what we do.
+/// An open context: what the layer above knows, of which it holds the address of the inner context, and after it what we do.
 #[repr(C)]
 pub(crate) struct SoftContext {
-    base: sys::Context,
+    base: sys::VerbsContext,
     pub(crate) shared: Arc<Shared>,
     pub(crate) device: usize,
     pub(crate) number: u32,
     _fd: Arc<OwnedFd>,
+}
+
+/// The whole that a context is part of.
+///
+/// # Safety
+/// A context that `open_device` has made.
+unsafe fn whole(context: *mut sys::Context) -> *mut SoftContext {
+    // SAFETY: the caller's word: the pointer was made of one to the whole, so far from its beginning.
+    unsafe { context.byte_sub(offset_of!(sys::VerbsContext, context)).cast() }
 }
 
 /// The context behind a pointer that the layer above was given.
@@ -156,7 +167,7 @@ pub(crate) struct SoftContext {
 /// A context of this provider that is open.
 pub(crate) unsafe fn context<'a>(context: *mut sys::Context) -> &'a SoftContext {
     // SAFETY: the caller's word; it was made as a `SoftContext` by `open_device`.
-    unsafe { &*context.cast::<SoftContext>() }
+    unsafe { &*whole(context) }
 }
 
 /// The world of an open context, locked.
@@ -193,15 +204,34 @@ unsafe extern "C" fn open_device(device: *mut sys::Device) -> *mut sys::Context 
     let (fd, raw) = (Arc::clone(&reports.fd), reports.raw_fd());
     world.contexts.insert(number, Context { device: index, reports });
     drop(world);
-    let base = sys::Context { device, ops: OPS, cmd_fd: -1, async_fd: raw, num_comp_vectors: 4 };
-    Box::into_raw(Box::new(SoftContext { base, shared, device: index, number, _fd: fd })).cast()
+    let context = sys::Context {
+        device,
+        ops: OPS,
+        cmd_fd: -1,
+        async_fd: raw,
+        num_comp_vectors: 4,
+        mutex: libc::PTHREAD_MUTEX_INITIALIZER,
+        abi_compat: ptr::without_provenance_mut(sys::ABI_IS_EXTENDED),
+    };
+    let base = sys::VerbsContext {
+        alloc_parent_domain: Some(domains::alloc_parent_domain),
+        dealloc_td: Some(domains::dealloc_td),
+        alloc_td: Some(domains::alloc_td),
+        after_alloc_td: [0; 22],
+        sz: size_of::<sys::VerbsContext>(),
+        context,
+    };
+    let whole = Box::new(SoftContext { base, shared, device: index, number, _fd: fd });
+    let whole = Box::into_raw(whole);
+    // SAFETY: inside of what was just made.
+    unsafe { &raw mut (*whole).base.context }
 }
 
 unsafe extern "C" fn close_device(raw: *mut sys::Context) -> c_int {
     // SAFETY: made by `open_device`, closed once.
-    let context = unsafe { Box::from_raw(raw.cast::<SoftContext>()) };
+    let context = unsafe { Box::from_raw(whole(raw)) };
     context.shared.world().contexts.remove(&context.number);
-    debug_assert_eq!(context.base.num_comp_vectors, 4);
+    debug_assert_eq!(context.base.context.num_comp_vectors, 4);
     0
 }
 

@@ -10,7 +10,7 @@
 //! tells of them was polled; everything but tag, queue pair and status of a failed completion is rubbish; arming a
 //! completion queue tells of later completions only; an event is there before the flushes that belong to it, or after; a queue
 //! pair's completions stay when it is destroyed; keys are checked when a request is carried out, not when it is posted; a completion
-//! queue that overflows is broken, and with it all its queue pairs.
+//! queue that overflows is broken, and with it all its queue pairs; what something else is made of cannot be destroyed.
 //!
 //! It takes one lock and no system call per call (a completion that was waited for writes to an eventfd), and allocates
 //! nothing for a work request once its queues have grown.
@@ -22,6 +22,7 @@ mod bytes;
 mod cm;
 mod connection;
 mod device;
+mod domains;
 mod objects;
 mod transfer;
 mod world;
@@ -30,7 +31,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::completion::Status;
-use crate::{Device, Library, sys};
+use crate::{Device, Library, State, sys};
 pub(crate) use device::SoftDevice;
 use world::{DeviceState, World};
 
@@ -55,6 +56,8 @@ pub struct DeviceOptions {
     pub send_with_invalidate: bool,
     /// Whether it reports that a queue pair has taken its last receive; rxe of kernel 6.1 does not.
     pub reports_last_wqe: bool,
+    /// Whether it has domains of one thread.
+    pub thread_domains: bool,
 }
 
 impl DeviceOptions {
@@ -75,6 +78,7 @@ impl DeviceOptions {
             max_qp_init_rd_atom: 16,
             send_with_invalidate: true,
             reports_last_wqe: true,
+            thread_domains: true,
         }
     }
 }
@@ -179,6 +183,11 @@ impl Fabric {
         self.0.world().pairs.get_mut(&number).map(change)
     }
 
+    /// The state of a queue pair; none if there is none.
+    pub fn state(&self, qp_num: u32) -> Option<State> {
+        self.pair(qp_num, |pair| State::from_raw(pair.state))
+    }
+
     /// The queue pair that this one is connected to.
     pub fn peer(&self, qp_num: u32) -> Option<u32> {
         self.pair(qp_num, |pair| pair.peer).filter(|&peer| peer != 0)
@@ -251,8 +260,8 @@ impl Fabric {
         world.remove_from_identifiers(index);
     }
 
-    /// What exists, for tests that look for leaks: queue pairs, completion queues, shared receive queues, regions, domains,
-    /// identifiers.
+    /// What exists, for tests that look for leaks: queue pairs, completion queues, shared receive queues, regions, domains of any
+    /// kind, identifiers.
     pub fn census(&self) -> [usize; 6] {
         let world = self.0.world();
         [
@@ -260,7 +269,7 @@ impl Fabric {
             world.completion_queues.len(),
             world.shared_receives.len(),
             world.regions.len(),
-            world.domains.len(),
+            world.domains.len() + world.thread_domains.len(),
             world.identifiers.len(),
         ]
     }

@@ -1,4 +1,4 @@
-//! The provider's side of the verbs: domains, regions, queues, and what is posted to them.
+//! The provider's side of the verbs: regions, queues, and what is posted to them.
 //!
 //! Safety throughout: pointers are those that functions of this module returned and that have not been destroyed, answers
 //! have room, and chains are well formed. That is what the C interface asks of its caller, which is this crate.
@@ -20,25 +20,6 @@ use crate::{MAX_INLINE, sys};
 fn expose<T>(object: Box<T>) -> (*mut T, usize) {
     let raw = Box::into_raw(object);
     (raw, raw.expose_provenance())
-}
-
-pub(crate) unsafe extern "C" fn alloc_pd(raw: *mut sys::Context) -> *mut sys::Pd {
-    // SAFETY: see the module.
-    let (context, mut world) = unsafe { (context(raw), world(raw)) };
-    if world.is_removed(context.device) {
-        return refuse_object(libc::EIO);
-    }
-    let handle = world.number();
-    world.domains.insert(handle, context.number);
-    Box::into_raw(Box::new(sys::Pd { context: raw, handle }))
-}
-
-pub(crate) unsafe extern "C" fn dealloc_pd(raw: *mut sys::Pd) -> c_int {
-    // SAFETY: see the module.
-    let pd = unsafe { Box::from_raw(raw) };
-    // SAFETY: see the module.
-    unsafe { world(pd.context) }.domains.remove(&pd.handle);
-    0
 }
 
 pub(crate) unsafe extern "C" fn reg_mr(

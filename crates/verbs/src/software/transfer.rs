@@ -17,7 +17,7 @@ fn reaches(world: &World, domain: u32, key: u32, address: u64, length: u64, acce
     let Some(region) = world.regions.get(&key) else { return false };
     let inside = address.checked_sub(region.base).and_then(|offset| offset.checked_add(length));
     region.valid
-        && region.domain == domain
+        && world.protection(region.domain) == world.protection(domain)
         && region.access & access == access
         && inside.is_some_and(|end| end <= region.length)
 }
@@ -297,6 +297,7 @@ impl World {
 
     /// Takes a key out of use, as a peer's SEND_WITH_INV does.
     fn invalidate(&mut self, domain: u32, key: u32) -> bool {
+        let domain = self.protection(domain);
         let region = self.regions.get_mut(&key);
         let Some(region) = region.filter(|region| region.domain == domain && region.valid) else {
             return false;

@@ -1,6 +1,6 @@
 //! What the software provider consists of: plain data under one lock.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -92,6 +92,12 @@ pub(crate) struct DeviceState {
     pub(crate) port_up: bool,
     /// The address of its description.
     pub(crate) address: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Domain {
+    /// Of a thread's: the domain of protection and the thread domain that it joins.
+    pub(crate) joins: Option<(u32, u32)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -293,7 +299,8 @@ pub(crate) struct World {
     pub(crate) next: u32,
     pub(crate) devices: Vec<DeviceState>,
     pub(crate) contexts: BTreeMap<u32, Context>,
-    pub(crate) domains: BTreeMap<u32, u32>,
+    pub(crate) domains: BTreeMap<u32, Domain>,
+    pub(crate) thread_domains: BTreeSet<u32>,
     pub(crate) regions: BTreeMap<u32, Region>,
     pub(crate) completion_channels: BTreeMap<u32, Notices<usize>>,
     pub(crate) completion_queues: BTreeMap<u32, CompletionQueue>,
@@ -315,6 +322,7 @@ impl World {
             devices: Vec::new(),
             contexts: BTreeMap::new(),
             domains: BTreeMap::new(),
+            thread_domains: BTreeSet::new(),
             regions: BTreeMap::new(),
             completion_channels: BTreeMap::new(),
             completion_queues: BTreeMap::new(),

@@ -6,8 +6,10 @@
 
 mod address;
 mod api;
+mod thread;
 mod types;
 
 pub(crate) use address::{decode, encode};
 pub(crate) use api::{Api, open};
+pub use thread::*;
 pub use types::*;

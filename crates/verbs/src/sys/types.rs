@@ -8,7 +8,7 @@
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
-use libc::{in6_addr, sockaddr_storage};
+use libc::{in6_addr, pthread_mutex_t, sockaddr_storage};
 
 #[repr(C)]
 pub struct Device {
@@ -35,7 +35,7 @@ pub struct ContextOps {
     pub after_post_recv: [usize; 5],
 }
 
-/// Up to the last field used.
+/// Whole.
 #[repr(C)]
 pub struct Context {
     pub device: *mut Device,
@@ -43,6 +43,8 @@ pub struct Context {
     pub cmd_fd: c_int,
     pub async_fd: c_int,
     pub num_comp_vectors: c_int,
+    pub mutex: pthread_mutex_t,
+    pub abi_compat: *mut c_void,
 }
 
 /// Whole.

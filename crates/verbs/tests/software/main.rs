@@ -8,6 +8,7 @@ mod mishaps;
 mod support;
 
 mod connecting;
+mod domains;
 mod faults;
 mod media;
 mod transfer;

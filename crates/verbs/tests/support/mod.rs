@@ -88,6 +88,7 @@ impl End {
     ) -> (QueuePair, impl FnOnce(QueuePair, Connection, EventChannel) -> End + use<>) {
         let domain = Domain::new(device).unwrap();
         let (memory, pool) = registered(&domain);
+        let domain = domain.for_thread();
         let channel = CompletionChannel::new(device).unwrap();
         let cq = CompletionQueue::new(device, shape.completions, 77, Some(&channel), 0).unwrap();
         let shared =
