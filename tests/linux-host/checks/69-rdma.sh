@@ -87,8 +87,8 @@ check_rdma_two_hosts_at_once() {
   local first
   connect "$nqn_memory" -q "$host_one" -I "$id_one" -i 2
   first=$controller
-  # The tool takes it for the same connection otherwise.
-  connect "$nqn_memory" -q "$host_two" -I "$id_two" -i 2 --duplicate-connect
+  # By another address: the tool takes it for the same connection otherwise.
+  connect "$nqn_memory" -a fd99::1 -s 4421 -q "$host_two" -I "$id_two" -i 2
   [ "$(cat "/sys/class/nvme/$first/cntlid")" != "$(cat "/sys/class/nvme/$controller/cntlid")" ] ||
     fail "two controllers have the same CNTLID"
   use_namespace 1

@@ -8,7 +8,7 @@ rdma_interface=dummy0
 # soft_roce: made by the first check that needs it.
 soft_roce() {
   [ -e /etc/libibverbs.d/rxe.driver ] || skip "the Debian package ibverbs-providers is missing"
-  ldconfig -p | grep librdmacm.so.1 || skip "the Debian package librdmacm1 is missing"
+  ldconfig -p | grep librdmacm.so.1 >/dev/null || skip "the Debian package librdmacm1 is missing"
   if ! ip link show "$rdma_interface" >/dev/null 2>&1; then
     modprobe -a rdma_rxe rdma_ucm nvme-rdma || skip "this kernel has no soft-RoCE or no NVMe/RDMA host"
     ip link add "$rdma_interface" type dummy
