@@ -13,11 +13,13 @@ import signal
 import statistics
 import subprocess
 import time
+import urllib.request
 
 HOSTS = ("perf", "linux")
 DEVICES = {"ram": ("1", "64m"), "null": ("2", "1g")}
-# The fourth is A/A's own place: the order turns from round to round.
+# "again" is the other half of the A/A pair.
 TARGETS = ("ours", "kernel", "again")
+METRICS = "http://127.0.0.1:9420/metrics"
 
 
 def busy():
@@ -25,6 +27,25 @@ def busy():
     with open("/proc/stat", encoding="ascii") as stat:
         user, nice, system, _idle, _wait, irq, softirq, *_ = map(int, stat.readline().split()[1:])
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+# What Tidegate counts, per I/O: its posts are system calls on soft-RoCE.
+COUNTED = {
+    "posts": "tidegate_rdma_posts_total", "receive_posts": "tidegate_rdma_receive_posts_total",
+    "turns": "tidegate_reactor_busy_turns_total", "sleeps": "tidegate_reactor_sleeps_total",
+}
+
+
+def counted():
+    """Counters of the daemon, all reactors and devices together."""
+    password = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+    password.add_password(None, METRICS, "compare", "compare")
+    opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(password))
+    with opener.open(METRICS, timeout=20) as answer:
+        text = answer.read().decode()
+    return {
+        name: sum(float(value) for value in re.findall(rf"^{metric}(?:{{.*?}})? (\S+)$", text, re.MULTILINE))
+        for name, metric in COUNTED.items()}
 
 
 def run(command):
@@ -42,6 +63,8 @@ class Bench:
         with open(options.targets, encoding="utf-8") as file:
             self.targets = json.load(file)
         # The reactor has processor 1.
+        with open(f"/proc/{options.daemon}/stat", encoding="ascii"):
+            self.stat = f"/proc/{options.daemon}/stat"
         self.pin = ["taskset", "-c", "0" if os.cpu_count() < 3 else "2"]
 
     def perf(self, target, device, rw, depth, seconds):
@@ -60,6 +83,12 @@ class Bench:
             "--time_based", f"--runtime={int(seconds * 1000)}ms", "--norandommap", "--output-format=json"])
         part = report["jobs"][0]["read" if rw == "randread" else "write"]
         return part["iops"], part["total_ios"], part["clat_ns"]["mean"] / 1000, used
+
+    def own_time(self):
+        """Seconds of processor time that the daemon was charged."""
+        with open(self.stat, encoding="ascii") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def slice(self, host, target, *what):
         # A reactor that polls would take the processor from the kernel's target.
@@ -81,8 +110,13 @@ class Bench:
         for number in range(self.options.rounds):
             turn = number % len(TARGETS)
             for target in TARGETS[turn:] + TARGETS[:turn]:
+                before, own = counted(), self.own_time()
                 iops, ios, latency, used = self.slice(host, target, device, rw, depth, self.options.seconds)
-                slices[target].append({"iops": iops, "latency_us": latency, "cpu_us": (used - start_up) * 1e6 / max(ios, 1)})
+                one = {"iops": iops, "latency_us": latency, "cpu_us": (used - start_up) * 1e6 / max(ios, 1)}
+                if target != "kernel":
+                    one["own_us"] = (self.own_time() - own) * 1e6 / max(ios, 1)
+                    one.update({name: (after - before[name]) / max(ios, 1) for name, after in counted().items()})
+                slices[target].append(one)
         return slices
 
 
@@ -102,12 +136,14 @@ def summary(slices):
         "aa": best(slices, "again") / best(slices, "ours"),
         "cpu_ours": median(slices, "ours", "cpu_us"), "cpu_kernel": median(slices, "kernel", "cpu_us"),
         "cpu": median(slices, "ours", "cpu_us") / median(slices, "kernel", "cpu_us"),
+        "own": median(slices, "ours", "own_us"),
+        **{name: median(slices, "ours", name) for name in COUNTED},
         "cpu_aa": median(slices, "again", "cpu_us") / median(slices, "ours", "cpu_us"),
     }
 
 
-HEAD = """| host | device | | depth | IOPS, best: Tidegate | kernel | ratio of bests | of medians | A/A, bests | processor µs per I/O: Tidegate | kernel | ratio | A/A |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+HEAD = """| host | device | | depth | IOPS, best: Tidegate | kernel | ratio of bests | of medians | A/A, bests | processor µs per I/O: Tidegate | kernel | ratio | A/A | posts per I/O | sleeps |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -135,13 +171,15 @@ def main():
             table.write(
                 f"| {host} | {device} | {rw[4:]} | {depth} | {it['ours']:,.0f} | {it['kernel']:,.0f} | {it['best']:.2f} | "
                 f"{it['median']:.2f} | {it['aa']:.2f} | {it['cpu_ours']:.0f} | {it['cpu_kernel']:.0f} | {it['cpu']:.2f} | "
-                f"{it['cpu_aa']:.2f} |\n")
+                f"{it['cpu_aa']:.2f} | {it['posts']:.2f} | {it['sleeps']:.2f} |\n")
             table.flush()
             with open(f"{options.results}/results", "a", encoding="utf-8") as results:
                 results.write(
                     f"ok {name}: {it['best']:.2f} of the kernel's IOPS ({it['ours']:.0f}, {it['kernel']:.0f}), median "
                     f"{it['median']:.2f}, A/A {it['aa']:.2f}, processor {it['cpu']:.2f} ({it['cpu_ours']:.0f}, "
-                    f"{it['cpu_kernel']:.0f} us), A/A {it['cpu_aa']:.2f}, at {time.monotonic() - began:.0f} s\n")
+                    f"{it['cpu_kernel']:.0f} us), A/A {it['cpu_aa']:.2f}; the daemon's own {it['own']:.0f} us, per I/O "
+                    f"posts {it['posts']:.2f} and {it['receive_posts']:.2f} of receives, turns {it['turns']:.2f}, sleeps "
+                    f"{it['sleeps']:.2f}; at {time.monotonic() - began:.0f} s\n")
             with open(f"{options.results}/slices.json", "w", encoding="utf-8") as file:
                 json.dump(everything, file)
 

@@ -87,8 +87,8 @@ check_rdma_two_hosts_at_once() {
   local first
   connect "$nqn_memory" -q "$host_one" -I "$id_one" -i 2
   first=$controller
-  # The tool takes it for the same connection otherwise.
-  connect "$nqn_memory" -q "$host_two" -I "$id_two" -i 2 --duplicate-connect
+  # By another address: the tool takes it for the same connection otherwise.
+  connect "$nqn_memory" -a fd99::1 -s 4421 -q "$host_two" -I "$id_two" -i 2
   [ "$(cat "/sys/class/nvme/$first/cntlid")" != "$(cat "/sys/class/nvme/$controller/cntlid")" ] ||
     fail "two controllers have the same CNTLID"
   use_namespace 1
@@ -131,36 +131,42 @@ check_rdma_target_killed_under_load() {
   verified_write_ends_well
 }
 
+# Two devices, a path to the same namespace over each. Verified writes go on by the other one, and a host by TCP feels nothing.
+#
 # soft-RoCE's own connection manager does not live through a message that it is given while the link is down, neither in 6.1 nor
-# in 6.12, whoever the target is: nobody connects over that device any more. So the device is made anew, which is a removal
-# under load to the target, and to the host the end of its controllers. The target lets go of everything, listens again by
-# itself, and meanwhile serves others over TCP.
+# in 6.12, whoever the target is: nobody connects over that device any more. It has to be made anew, and the kernel waits with
+# that until no process has it open.
 check_rdma_link_down_and_up_under_load() {
+  local first second over_tcp
   connect "$nqn_memory" -i 2
+  first=$controller
   use_namespace 1
-  local verified=(--name=kept --rw=write --bs=16k --size=2M --offset=64M) over_tcp
-  verified_fio "${verified[@]}"
-  fio --name=load --filename="$disk" --direct=1 --ioengine=libaio --rw=randwrite --bs=4k --size=32M --iodepth=16 \
-    --allow_file_create=0 --time_based --runtime=100 >/dev/null 2>&1 &
-  wait_until 60 writes_arrive || fail "the write does not get going"
+  soft_roce_interface 1
+  connect "$nqn_memory" -a fd99:1::1 -s 4421 -i 2
+  second=$controller
   transport=tcp connect "$nqn_files" -i 1
   over_tcp=$controller
-  ip link set "$rdma_interface" down
+  controller=$first
+  verified_fio --name=load --rw=randwrite --bs=4k --size=16M --iodepth=16 &
+  writer=$!
+  wait_until 60 writes_arrive || fail "the write does not get going"
+  ip link set dummy0 down
+  kill -0 "$writer" || fail "the write was over before the link was down"
   sleep 2
-  ip link set "$rdma_interface" up
+  ip link set dummy0 up
+  wait "$writer" || fail "$(cat "$verdict_file")"
+  for controller in "$second" "$over_tcp"; do
+    controller_is live || fail "$controller is $(cat "/sys/class/nvme/$controller/state")"
+  done
+  nvme disconnect-all
+  target_stop
+  ip link delete dummy1
   rdma link delete rxe0
-  wait || true
-  soft_roce_device
-  wait_until 60 rdma_listens || fail "the target does not listen again"
+  soft_roce_device 0
+  target_start rdma
   connect "$nqn_memory" -i 2
   use_namespace 1
-  verified_fio "${verified[@]}" --verify_only=1
-  controller=$over_tcp
-  controller_is live || fail "the host over TCP felt it"
-}
-
-rdma_listens() {
-  "$binary" discover -t rdma -a "$rdma_address" --timeout 5s
+  verified_fio --name=after --rw=randwrite --bs=4k --size=1M --iodepth=16
 }
 
 check_rdma_sigterm_while_idle_hosts_are_connected() {

@@ -11,7 +11,7 @@ check_rdma_both_ends_of_the_verbs_layer() {
   local at
   for at in "$rdma_address:4430" '[fd99::1]:4430'; do
     timeout 60 "$repo/target/debug/examples/rdma-ends" "$at" 2>&1 | tee "$scratch/log" ||
-      fail "at $at, after $(grep -c '^ok' "$scratch/log") things: $(grep -vE '^#|^ok' "$scratch/log" | head -n 3 | xargs -0)"
+      fail "at $at, after $(tail -n 1 <(grep '^ok' "$scratch/log")): $(head -n 3 <(grep -vE '^#|^ok' "$scratch/log"))"
   done
 }
 

@@ -106,7 +106,7 @@ nvmet_config_rdma() {
   nvmet_port 1 tcp ipv4 127.0.0.1 4420 "$nqn_files" "$nqn_memory"
   nvmet_port 2 tcp ipv4 "$rdma_address" 4420 "$nqn_files"
   nvmet_port 3 rdma ipv4 "$rdma_address" 4420 "$nqn_files" "$nqn_memory"
-  nvmet_port 4 rdma ipv6 fd99::1 4421 "$nqn_memory"
+  nvmet_port 4 rdma ipv6 :: 4421 "$nqn_memory"
 }
 
 nvmet_config_power() {

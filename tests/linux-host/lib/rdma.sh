@@ -3,23 +3,27 @@
 # what it exports by TCP.
 
 rdma_address=10.99.0.1
-rdma_interface=dummy0
 
 # soft_roce: made by the first check that needs it.
 soft_roce() {
   [ -e /etc/libibverbs.d/rxe.driver ] || skip "the Debian package ibverbs-providers is missing"
-  ldconfig -p | grep librdmacm.so.1 || skip "the Debian package librdmacm1 is missing"
-  if ! ip link show "$rdma_interface" >/dev/null 2>&1; then
+  ldconfig -p | grep librdmacm.so.1 >/dev/null || skip "the Debian package librdmacm1 is missing"
+  if ! ip link show dummy0 >/dev/null 2>&1; then
     modprobe -a rdma_rxe rdma_ucm nvme-rdma || skip "this kernel has no soft-RoCE or no NVMe/RDMA host"
-    ip link add "$rdma_interface" type dummy
-    ip address add "$rdma_address/24" dev "$rdma_interface"
-    ip link set "$rdma_interface" mtu 4200 up
-    soft_roce_device
+    soft_roce_interface 0
   fi
+}
+
+# soft_roce_interface NUMBER: 10.99.NUMBER.1 and fd99:NUMBER::1.
+soft_roce_interface() {
+  ip link add "dummy$1" type dummy
+  ip address add "10.99.$1.1/24" dev "dummy$1"
+  ip link set "dummy$1" mtu 4200 up
+  soft_roce_device "$1"
 }
 
 # Its addresses of version 6 go with the link.
 soft_roce_device() {
-  ip -6 address add fd99::1/64 dev "$rdma_interface" nodad 2>/dev/null || true
-  rdma link add rxe0 type rxe netdev "$rdma_interface"
+  ip -6 address add "fd99:$1::1/64" dev "dummy$1" nodad 2>/dev/null || true
+  rdma link add "rxe$1" type rxe netdev "dummy$1"
 }
