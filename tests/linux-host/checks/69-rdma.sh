@@ -131,44 +131,6 @@ check_rdma_target_killed_under_load() {
   verified_write_ends_well
 }
 
-# Two devices, a path to the same namespace over each. Verified writes go on by the other one, and a host by TCP feels nothing.
-#
-# soft-RoCE's own connection manager does not live through a message that it is given while the link is down, neither in 6.1 nor
-# in 6.12, whoever the target is: nobody connects over that device any more. It has to be made anew, and the kernel waits with
-# that until no process has it open.
-check_rdma_link_down_and_up_under_load() {
-  local first second over_tcp
-  connect "$nqn_memory" -i 2
-  first=$controller
-  use_namespace 1
-  soft_roce_interface 1
-  connect "$nqn_memory" -a fd99:1::1 -s 4421 -i 2
-  second=$controller
-  transport=tcp connect "$nqn_files" -i 1
-  over_tcp=$controller
-  controller=$first
-  verified_fio --name=load --rw=randwrite --bs=4k --size=16M --iodepth=16 &
-  writer=$!
-  wait_until 60 writes_arrive || fail "the write does not get going"
-  ip link set dummy0 down
-  kill -0 "$writer" || fail "the write was over before the link was down"
-  sleep 2
-  ip link set dummy0 up
-  wait "$writer" || fail "$(cat "$verdict_file")"
-  for controller in "$second" "$over_tcp"; do
-    controller_is live || fail "$controller is $(cat "/sys/class/nvme/$controller/state")"
-  done
-  nvme disconnect-all
-  target_stop
-  ip link delete dummy1
-  rdma link delete rxe0
-  soft_roce_device 0
-  target_start rdma
-  connect "$nqn_memory" -i 2
-  use_namespace 1
-  verified_fio --name=after --rw=randwrite --bs=4k --size=1M --iodepth=16
-}
-
 check_rdma_sigterm_while_idle_hosts_are_connected() {
   tidegate_only "is no process"
   connect "$nqn_files" -i 4
