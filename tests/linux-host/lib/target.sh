@@ -8,10 +8,15 @@ target_config_file=$scratch/target.config
 # target_start CONFIGURATION: a name in configs/. Returns once it listens.
 target_start() {
   echo "$1" >"$target_config_file"
-  "${target}_start" "$1" && wait_until 60 target_listens 127.0.0.1 4420 && return
+  "${target}_start" "$1" && wait_until 60 target_listens 127.0.0.1 4420 && admits_by_rdma "$1" && return
   echo "the target does not listen; its log ends:"
   tail -n 20 "$target_log"
   return 1
+}
+
+# With the configuration `rdma` hosts may come that way, too: a little later than by TCP.
+admits_by_rdma() {
+  [ "$1" != rdma ] || wait_until 60 "$binary" discover -t rdma -a "$rdma_address" --timeout 5s
 }
 
 # SIGTERM, as a service manager would; its exit status is the result.
