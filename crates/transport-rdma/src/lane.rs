@@ -2,7 +2,11 @@
 //! which queue pair is whose.
 //!
 //! The manager makes the parts, which may block; the reactor makes a lane of them, and everything here runs on its thread. All completion
-//! queues report to one channel. It is armed only before the reactor sleeps: a reactor that polls pays for no events.
+//! queues report to one channel. They are armed only before the reactor sleeps: a reactor that polls pays for no events.
+//!
+//! Receives end in completion queues of their own. What a reactor sent is done with when the host says so, which nobody waits for as a
+//! rule: a reactor that sleeps is woken by capsules, and takes the ends of what it sent when it is awake anyway. Rejected: one queue for
+//! both, which woke it twice for every command of a host that has one outstanding.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -24,13 +28,44 @@ use crate::receives::Receives;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct LaneId(pub(crate) u32);
 
+/// What ends in a completion queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ends {
+    Receives,
+    Sends,
+}
+
+/// What the events of a lane's completion queue call it: which of them it is, in the order in which they were made, and whose.
+pub(crate) fn token(lane: LaneId, index: usize) -> u64 {
+    u64::try_from(index).unwrap_or(u64::MAX) << 32 | u64::from(lane.0)
+}
+
+/// The lane that an event is about.
+pub(crate) fn lane_of(token: u64) -> LaneId {
+    LaneId(u32::try_from(token & u64::from(u32::MAX)).unwrap_or(u32::MAX))
+}
+
+/// The completion queue that an event is about.
+fn index_of(token: u64) -> usize {
+    usize::try_from(token >> 32).unwrap_or(usize::MAX)
+}
+
+/// A completion queue of a lane.
+#[derive(Debug)]
+struct Completions {
+    queue: CompletionQueue,
+    of: Ends,
+    /// It will announce what comes next.
+    armed: bool,
+}
+
 /// What the manager makes a lane of.
 #[derive(Debug)]
 pub(crate) struct LaneParts {
     pub(crate) id: LaneId,
     pub(crate) memory: Arc<RegisteredArena>,
     pub(crate) channel: CompletionChannel,
-    /// The first of them takes the completions of all receives from the shared queue.
+    /// The first for receives; it takes those of the shared queue.
     pub(crate) completions: CompletionQueue,
     /// The queue and how many receives it is made for. None: each queue pair has its own.
     pub(crate) receives: Option<(SharedReceiveQueue, u32)>,
@@ -64,12 +99,10 @@ pub(crate) struct Lane {
     pub(crate) max_message: u32,
     pub(crate) counters: Arc<Counters>,
     channel: CompletionChannel,
-    queues: Vec<CompletionQueue>,
+    queues: Vec<Completions>,
     shared: Option<Shared>,
     /// The session of each queue pair, by its number.
     pub(crate) sessions: HashMap<u32, usize, BuildHasherDefault<NumberHasher>>,
-    /// Every completion queue will announce what comes next.
-    armed: bool,
     /// How often the completion queues were found empty.
     emptied: u64,
     /// Since when hardly any receives have been posted.
@@ -129,10 +162,9 @@ impl Lane {
             max_message,
             counters,
             channel,
-            queues: vec![completions],
+            queues: vec![Completions { queue: completions, of: Ends::Receives, armed: false }],
             shared,
             sessions: HashMap::default(),
-            armed: false,
             emptied: 0,
             short_since: None,
             broken: false,
@@ -142,9 +174,8 @@ impl Lane {
         lane
     }
 
-    pub(crate) fn extend(&mut self, completions: CompletionQueue) {
-        self.queues.push(completions);
-        self.armed = false;
+    pub(crate) fn extend(&mut self, queue: CompletionQueue, of: Ends) {
+        self.queues.push(Completions { queue, of, armed: false });
     }
 
     /// The descriptor that becomes readable when an armed completion queue has something.
@@ -160,10 +191,11 @@ impl Lane {
         mut each: impl FnMut(&mut Lane, &Completion),
     ) -> bool {
         let (mut worked, mut all) = (false, true);
-        for index in 0..self.queues.len() {
-            let Some(queue) = self.queues.get(index) else { break };
+        // What was sent is looked at before the capsules that may have come after it.
+        for index in (0..self.queues.len()).rev() {
+            let Some(it) = self.queues.get(index) else { break };
             let size = room.len();
-            let count = match queue.poll(room) {
+            let count = match it.queue.poll(room) {
                 Ok(taken) => taken.len(),
                 Err(error) => {
                     // Its queue pairs end by errors of their own, or by their deadlines.
@@ -192,24 +224,28 @@ impl Lane {
         self.emptied
     }
 
-    /// Has the completion queues announce what comes next, if they do not already; what came before has to be looked for
-    /// after this. Whether they do.
-    pub(crate) fn arm(&mut self) -> bool {
-        if !self.armed {
-            self.armed = self.queues.iter().all(|queue| queue.arm().is_ok());
+    /// Has completion queues announce what comes next, if they do not already: those for receives, or all. Whether any does that
+    /// did not; what came before has to be looked for then.
+    pub(crate) fn arm(&mut self, all: bool) -> bool {
+        let mut new = false;
+        for it in self.queues.iter_mut().filter(|it| all || it.of == Ends::Receives) {
+            if !it.armed {
+                it.armed = it.queue.arm().is_ok();
+                new |= it.armed;
+            }
         }
-        self.armed
+        new
     }
 
-    pub(crate) fn is_armed(&self) -> bool {
-        self.armed
-    }
-
-    /// Takes the events of the channel.
+    /// Takes the events of the channel. Each armed queue has one at most: when none is armed any more, there is nothing to ask for.
     pub(crate) fn take_events(&mut self) {
-        while let Ok(Some(_)) = self.channel.next_event() {
+        while self.queues.iter().any(|it| it.armed)
+            && let Ok(Some(token)) = self.channel.next_event()
+        {
             self.counters.events.add(1);
-            self.armed = false;
+            if let Some(it) = self.queues.get_mut(index_of(token)) {
+                it.armed = false;
+            }
         }
     }
 

@@ -36,6 +36,7 @@ use verbs::{
 use zerocopy::IntoBytes;
 
 use crate::error::RdmaError;
+use crate::lane::lane_of;
 use crate::network::{Arrival, Note, Order, Shared};
 use adapter::{Adapter, AdapterId, Berth};
 use listener::Listeners;
@@ -168,7 +169,7 @@ impl Manager {
                 }
                 Order::Broken(lane) => {
                     for adapter in &mut self.adapters {
-                        adapter.close_lane(lane.0.into(), &self.shared);
+                        adapter.close_lane(lane, &self.shared);
                     }
                 }
                 Order::Lend(media) => self.lend(media),
@@ -420,7 +421,7 @@ impl Manager {
             AsyncEvent::CompletionQueueError { token }
             | AsyncEvent::SharedReceiveQueueError { token } => {
                 warn!("RDMA device {name}: a queue that its connections share is broken: they end");
-                adapter.close_lane(token, &self.shared);
+                adapter.close_lane(lane_of(token), &self.shared);
             }
             AsyncEvent::PortError(port) => warn!("RDMA device {name}: port {port} is down"),
             AsyncEvent::PortActive(port) => info!("RDMA device {name}: port {port} is up"),

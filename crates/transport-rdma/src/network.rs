@@ -28,7 +28,7 @@ use verbs::{CompletionQueue, ConnectionId, Library, QueuePair};
 use crate::config::RdmaConfig;
 use crate::counters::{CounterValues, Counters};
 use crate::error::{BindError, RdmaError};
-use crate::lane::{LaneId, LaneParts};
+use crate::lane::{Ends, LaneId, LaneParts};
 use crate::manager::Manager;
 
 /// NVMe/RDMA on all reactors of a process. Clones are the same; any thread may hold one.
@@ -69,7 +69,7 @@ pub(crate) enum Note {
     /// A device is to be used here.
     Open(LaneParts),
     /// A lane gets another completion queue.
-    Extend(LaneId, CompletionQueue),
+    Extend(LaneId, CompletionQueue, Ends),
     /// A queue pair that is to be connected.
     Serve(Arrival),
     /// The connection is over.

@@ -35,7 +35,7 @@ use crate::receives::Receives;
 
 use answer::ResponseRoom;
 use ending::Phase;
-pub(crate) use ending::{CloseReason, Flushed};
+pub(crate) use ending::{CloseReason, Flushed, Suspense};
 
 /// Everything that a session may use in a turn of its reactor.
 #[derive(Debug)]

@@ -18,12 +18,14 @@ use verbs::{Completion, ConnectionId, SendChain, WorkQueue};
 use crate::command::Commands;
 use crate::lane::{Lane, LaneId, LaneParts};
 use crate::network::{Arrival, Note, Order, RdmaNetwork, Seat, Shared};
-use crate::session::{CloseReason, Flushed, Session, Terms, Turn};
+use crate::session::{CloseReason, Flushed, Session, Suspense, Terms, Turn};
 
 /// Completions taken from one completion queue in a turn.
 const COMPLETIONS_PER_TURN: usize = 256;
 /// Work requests posted by one call.
 const CHAIN: usize = 128;
+/// How long a reactor that has gone to sleep leaves alone what it sent and nothing depends on.
+const SENT_ALONE: Duration = Duration::from_millis(1);
 /// How often it is looked what time has done. Everything timed here is timed in seconds.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -50,6 +52,10 @@ pub struct RdmaTransport {
     next_tick: Instant,
     /// Some session or a lane has to be watched.
     watched: bool,
+    /// When it wants to hear of what it sent, since nothing of that has ended for a while.
+    curious: Option<Instant>,
+    /// It sleeps until then at most.
+    sent_alone: bool,
     stopping: bool,
 }
 
@@ -134,6 +140,8 @@ impl RdmaTransport {
             closing: Vec::new(),
             next_tick: Instant::ZERO,
             watched: false,
+            curious: None,
+            sent_alone: false,
             stopping: false,
         }))
     }
@@ -180,9 +188,9 @@ impl RdmaTransport {
         for note in notes {
             match note {
                 Note::Open(parts) => self.open(parts),
-                Note::Extend(id, queue) => {
+                Note::Extend(id, queue, of) => {
                     if let Some(lane) = self.lane_index(id).and_then(|it| self.lanes.get_mut(it)) {
-                        lane.extend(queue);
+                        lane.extend(queue, of);
                     }
                 }
                 Note::Serve(arrival) => self.serve(arrival),
@@ -316,16 +324,21 @@ impl RdmaTransport {
     fn poll_lanes(&mut self) -> bool {
         let mut completions = std::mem::take(&mut self.completions);
         let pool = self.pool.clone();
+        let mut heard = false;
         let worked = self.turn(|parts, lanes| {
             let mut worked = false;
             for (_, lane) in lanes.iter_mut() {
                 worked |= lane.poll(&mut completions, |lane, completion| {
+                    heard |= !completion.is_receive();
                     take(parts, lane, completion, &pool);
                 });
             }
             worked
         });
         self.completions = completions;
+        if heard {
+            self.curious = None;
+        }
         worked
     }
 
@@ -522,20 +535,25 @@ impl Poller for RdmaTransport {
         if has_notes || !self.dirty.is_empty() || self.shard.borrow().has_actions(self.port) {
             return false;
         }
-        self.watched = self.sessions.iter().any(|(_, served)| served.session.is_watched())
-            || self.lanes.iter().any(|(_, lane)| lane.closing);
+        let suspense = self.sessions.iter().map(|(_, served)| served.session.suspense()).max();
+        let suspense = suspense.unwrap_or(Suspense::None);
+        self.watched = suspense > Suspense::None || self.lanes.iter().any(|(_, lane)| lane.closing);
+        let now = self.local.now();
+        self.sent_alone =
+            suspense == Suspense::Idle && now < *self.curious.get_or_insert(now + SENT_ALONE);
+        let all = suspense > Suspense::None && !self.sent_alone;
         let mut armed = false;
         for (_, lane) in &mut self.lanes {
-            if !lane.is_armed() {
-                armed |= lane.arm();
-            }
+            armed |= lane.arm(all);
         }
         // What has ended before it was armed will not be announced.
         !(armed && self.poll_lanes())
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        self.watched.then_some(self.next_tick)
+        let tick = self.watched.then_some(self.next_tick);
+        let curious = self.curious.filter(|_| self.sent_alone);
+        tick.into_iter().chain(curious).min()
     }
 
     fn name(&self) -> &'static str {

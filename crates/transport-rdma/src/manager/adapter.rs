@@ -1,10 +1,10 @@
 //! A device in use: its protection domain, the registered memory, and what each reactor has of it.
 //!
 //! # What fits a completion queue
-//! A completion queue that overflows takes all its queue pairs down. So every queue pair is given its share of one when it is
-//! made: as many places as work requests may be posted to it, signalled or not, and as many again as it has receives of its
-//! own. The receives of a lane's shared queue all end in its first completion queue, which keeps that many places for them. What does not
-//! fit gets a further completion queue, and if the device has none left, no connection.
+//! A completion queue that overflows takes all its queue pairs down. So every queue pair is given its share when it is made: in one
+//! for what it sends as many places as work requests may be posted to it, signalled or not, and in one for receives as many as it has of its
+//! own. The receives of a lane's shared queue all end in its first completion queue, which has room for them and nothing else. What does
+//! not fit gets a further completion queue, and if the device has none left, no connection.
 //!
 //! # One thread's queue pairs
 //! A lane's queue pairs are made with a domain of its reactor's own where the device has such ([`Domain::for_thread`]): its driver takes
@@ -24,7 +24,7 @@ use verbs::{
     RegisteredArena, SharedReceiveQueue, VerbsError,
 };
 
-use crate::lane::{LaneId, LaneParts};
+use crate::lane::{Ends, LaneId, LaneParts, token};
 use crate::network::{DeviceReport, Note, PortReport, Shared};
 use crate::receives::Receives;
 
@@ -37,16 +37,29 @@ const SPARE_SENDS: u32 = 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct AdapterId(pub(super) u32);
 
-/// A queue pair's place: on which device, reactor, and completion queue.
+/// A queue pair's place: on which device, reactor, and completion queues.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Berth {
     pub(super) adapter: AdapterId,
     pub(super) reactor: usize,
     pub(super) lane: LaneId,
     number: u32,
-    /// The completion queue, and how many of its places it takes.
+    sends: Places,
+    /// Of its own receives.
+    receives: Option<Places>,
+}
+
+/// Places in a completion queue of a lane.
+#[derive(Debug, Clone, Copy)]
+struct Places {
     queue: usize,
-    places: u32,
+    count: u32,
+}
+
+impl Berth {
+    fn places(&self) -> impl Iterator<Item = Places> {
+        std::iter::once(self.sends).chain(self.receives)
+    }
 }
 
 /// A queue pair just made.
@@ -95,6 +108,7 @@ struct Lane {
 #[derive(Debug)]
 struct CompletionPlaces {
     queue: CompletionQueue,
+    of: Ends,
     free: u32,
 }
 
@@ -193,24 +207,33 @@ impl Adapter {
             return Err(VerbsError::Misuse("the lane is gone"));
         };
         let own = if lane.receives.is_some() { 0 } else { depth };
-        let places = sends.saturating_add(own);
-        let queue = lane.with_room(places, &self.device, shared)?;
-        let (Some(sent), Some(first)) = (lane.queues.get(queue), lane.queues.first()) else {
+        let sent = lane.places(Ends::Sends, sends, &self.device, shared)?;
+        let received = match own {
+            0 => None,
+            own => Some(lane.places(Ends::Receives, own, &self.device, shared)?),
+        };
+        let first = received.map_or(0, |places| places.queue);
+        let (Some(sends_end), Some(receives_end)) =
+            (lane.queues.get(sent.queue), lane.queues.get(first))
+        else {
             return Err(VerbsError::Misuse("the lane has no completion queue"));
         };
-        let received = if own > 0 { sent } else { first };
         let make = |inline| {
             let capacity = Capacity { sends, receives: own, pieces: 1, inline };
             let receives = lane.receives.as_ref();
-            QueuePair::new(&lane.domain, &sent.queue, &received.queue, receives, capacity)
+            let (sends, ends) = (&sends_end.queue, &receives_end.queue);
+            QueuePair::new(&lane.domain, sends, ends, receives, capacity)
         };
         // Some devices take nothing inline.
         let pair = make(RESPONSE_BYTES).or_else(|_| make(0))?;
         debug!("{name}: queue pair {} with room for {sends} work requests", pair.number());
+        let number = pair.number();
         let berth =
-            Berth { adapter: id, reactor, lane: lane.id, number: pair.number(), queue, places };
-        if let Some(places_of) = lane.queues.get_mut(queue) {
-            places_of.free = places_of.free.saturating_sub(places);
+            Berth { adapter: id, reactor, lane: lane.id, number, sends: sent, receives: received };
+        for places in berth.places() {
+            if let Some(queue) = lane.queues.get_mut(places.queue) {
+                queue.free = queue.free.saturating_sub(places.count);
+            }
         }
         let depth = u16::try_from(depth).unwrap_or(u16::MAX);
         Ok(Made { pair, berth, depth, reads })
@@ -233,9 +256,11 @@ impl Adapter {
     /// A queue pair has been destroyed.
     pub(super) fn leave(&mut self, berth: &Berth) {
         self.connections.remove(&berth.number);
-        let lane = self.lanes.iter_mut().find(|lane| lane.id == berth.lane);
-        if let Some(places) = lane.and_then(|lane| lane.queues.get_mut(berth.queue)) {
-            places.free = places.free.saturating_add(berth.places);
+        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == berth.lane) else { return };
+        for places in berth.places() {
+            if let Some(queue) = lane.queues.get_mut(places.queue) {
+                queue.free = queue.free.saturating_add(places.count);
+            }
         }
     }
 
@@ -251,7 +276,7 @@ impl Adapter {
         let channel = CompletionChannel::new(&self.device)?;
         let domain = self.domain.for_thread();
         let count = shared.config.shared_receives.min(attributes.max_srq_wr).min(most / 2);
-        let token = u64::from(id.0);
+        let token = token(id, 0);
         let receives = if self.shares_receives && count > 0 {
             Some(SharedReceiveQueue::new(&domain, count, token)?)
         } else {
@@ -260,11 +285,12 @@ impl Adapter {
         let locks = if domain.is_for_thread() { "without locks" } else { "with its locks" };
         debug!("{}: reactor {reactor} uses it {locks}", self.device.name());
         let mut lane = Lane { id, reactor, domain, channel, receives, queues: Vec::new() };
-        let completions = lane.add_queue(&self.device, shared)?;
+        let capacity = if lane.receives.is_some() { count } else { most };
+        let completions = lane.add_queue(Ends::Receives, capacity, &self.device)?;
         if let Some(first) = lane.queues.first_mut()
             && lane.receives.is_some()
         {
-            first.free = first.free.saturating_sub(count);
+            first.free = 0;
         }
         let in_capsule = if lane.receives.is_some() {
             shared.config.in_capsule_data
@@ -289,8 +315,8 @@ impl Adapter {
     }
 
     /// A lane is broken: its queues end, and the next one gets a new lane.
-    pub(super) fn close_lane(&mut self, token: u64, shared: &Shared) {
-        let broken = self.lanes.extract_if(.., |lane| u64::from(lane.id.0) == token);
+    pub(super) fn close_lane(&mut self, id: LaneId, shared: &Shared) {
+        let broken = self.lanes.extract_if(.., |lane| lane.id == id);
         for lane in broken {
             shared.note(lane.reactor, Note::Close(lane.id));
         }
@@ -305,36 +331,39 @@ impl Adapter {
 }
 
 impl Lane {
-    /// A completion queue with so many places free; a new one, if need be.
-    fn with_room(
+    /// Free places in a completion queue; in a new one, if need be.
+    fn places(
         &mut self,
-        places: u32,
+        of: Ends,
+        count: u32,
         device: &Device,
         shared: &Shared,
-    ) -> Result<usize, VerbsError> {
-        if let Some(index) = self.queues.iter().position(|queue| queue.free >= places) {
-            return Ok(index);
+    ) -> Result<Places, VerbsError> {
+        let fits = |it: &CompletionPlaces| it.of == of && it.free >= count;
+        if let Some(queue) = self.queues.iter().position(fits) {
+            return Ok(Places { queue, count });
         }
         // One that is too small all the same would stay.
-        if completions(device, shared) < places {
+        let capacity = completions(device, shared);
+        if capacity < count {
             return Err(VerbsError::Misuse("the device's completion queues are too small"));
         }
-        let queue = self.add_queue(device, shared)?;
-        shared.note(self.reactor, Note::Extend(self.id, queue));
-        Ok(self.queues.len() - 1)
+        let new = self.add_queue(of, capacity, device)?;
+        shared.note(self.reactor, Note::Extend(self.id, new, of));
+        Ok(Places { queue: self.queues.len() - 1, count })
     }
 
     fn add_queue(
         &mut self,
+        of: Ends,
+        capacity: u32,
         device: &Device,
-        shared: &Shared,
     ) -> Result<CompletionQueue, VerbsError> {
         let reactor = u32::try_from(self.reactor).unwrap_or(0);
         let vector = reactor.checked_rem(device.attributes().completion_vectors).unwrap_or(0);
-        let (token, channel) = (self.id.0.into(), Some(&self.channel));
-        let capacity = completions(device, shared);
+        let (token, channel) = (token(self.id, self.queues.len()), Some(&self.channel));
         let queue = CompletionQueue::new(device, capacity, token, channel, vector)?;
-        self.queues.push(CompletionPlaces { free: queue.capacity(), queue: queue.clone() });
+        self.queues.push(CompletionPlaces { of, free: queue.capacity(), queue: queue.clone() });
         Ok(queue)
     }
 }

@@ -79,6 +79,17 @@ pub(crate) enum Flushed {
     Never,
 }
 
+/// How much depends on the end of what is posted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Suspense {
+    /// Nothing is.
+    None,
+    /// Memory, which others want sooner or later.
+    Idle,
+    /// Commands.
+    Keen,
+}
+
 impl Session {
     /// Whether the target still has it.
     pub(crate) fn is_open(&self) -> bool {
@@ -92,6 +103,20 @@ impl Session {
     /// Whether time has to be watched: work is out whose end may not come, or an end is under way.
     pub(crate) fn is_watched(&self) -> bool {
         !matches!(self.phase, Phase::Open) || self.work.outstanding() > 0
+    }
+
+    /// What has to be heard of what it posted, for it to go on.
+    pub(crate) fn suspense(&self) -> Suspense {
+        let waiting = self.reads > 0
+            || self.stalled
+            || !self.held.is_empty()
+            || !self.fetches.is_empty()
+            || !self.answers.is_empty();
+        match self.phase {
+            Phase::Open if !waiting && self.work.outstanding() == 0 => Suspense::None,
+            Phase::Open if !waiting => Suspense::Idle,
+            Phase::Open | Phase::Ending { .. } | Phase::Closing { .. } => Suspense::Keen,
+        }
     }
 
     /// It ends once what is queued has been sent.
