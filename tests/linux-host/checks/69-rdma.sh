@@ -174,6 +174,20 @@ check_rdma_link_down_and_up_under_load() {
   done
 }
 
+# The only device, and hosts on it. TCP serves on; who listened on the device's address does so again.
+check_rdma_device_removed_and_back() {
+  tidegate_only "is no process that has a device open"
+  connect "$nqn_files" -i 2
+  transport=tcp connect "$nqn_memory" -i 1
+  soft_roce_remove 0
+  controller_is live || fail "$controller is $(cat "/sys/class/nvme/$controller/state")"
+  soft_roce_device 0
+  admits_by_rdma rdma || fail "nobody listens on the device's address"
+  connect "$nqn_files" -i 2
+  use_namespace 1
+  verified_fio --name=after --rw=randwrite --bs=4k --size=1M --iodepth=16
+}
+
 check_rdma_sigterm_while_idle_hosts_are_connected() {
   tidegate_only "is no process"
   connect "$nqn_files" -i 4
