@@ -5,7 +5,7 @@
 //!              |
 //!              +--> queue pair, prepared --Note::Serve--> reactor --Order::Accept--> accept --> established
 //!                                                           |  ^
-//!                                       Order::End: disconnect  Note::Over, Note::LastReceive
+//!                                       Order::End: disconnect  Note::Over, Note::Ended, Note::LastReceive
 //!                                                           |
 //!                                       Order::Bury: destroy both
 //! ```
@@ -159,6 +159,7 @@ impl Manager {
                         // Whoever began: everything posted is flushed. The host has ended it already, or the device is gone, if it
                         // fails.
                         let _ = link.connection.disconnect();
+                        self.shared.note(link.berth.reactor, Note::Ended(id));
                     }
                 }
                 Order::Bury(id, pair) => {
@@ -365,7 +366,7 @@ impl Manager {
         }
         self.next_adapter += 1;
         let id = AdapterId(self.next_adapter);
-        let adapter = Adapter::new(id, device, &self.shared)?;
+        let adapter = Adapter::new(id, device, &self.shared, &self.events)?;
         info!("RDMA device {}", adapter.describe());
         for medium in self.media.iter().filter_map(Weak::upgrade) {
             adapter.lend(&medium);

@@ -74,6 +74,8 @@ pub(crate) enum Note {
     Serve(Arrival),
     /// The connection is over.
     Over(ConnectionId),
+    /// The order to end it has been carried out: what is posted is being flushed.
+    Ended(ConnectionId),
     /// The queue pair has taken its last receive from the shared queue.
     LastReceive(ConnectionId),
     /// The device is gone, or is not to be used any more.

@@ -199,6 +199,11 @@ impl RdmaTransport {
                         self.on_session(index, |it, turn| it.close(CloseReason::Over, turn));
                     }
                 }
+                Note::Ended(connection) => {
+                    if let Some(&index) = self.connections.get(&connection) {
+                        self.on_session(index, |it, turn| it.was_ended(turn.now));
+                    }
+                }
                 Note::LastReceive(connection) => {
                     if let Some(&index) = self.connections.get(&connection) {
                         self.on_session(index, Session::took_last_receive);

@@ -116,6 +116,10 @@ impl EventChannel {
             Some((_, connection)) => connection.id(),
             None => token(id),
         };
+        if number == sys::CM_EVENT_DEVICE_REMOVAL {
+            // SAFETY: the event's identifier, as above; the context that it refers to lives as long.
+            unsafe { self.library().device_removed((*id).verbs) };
+        }
         Event { connection, kind: Kind::read(number, status, &conn, request), private_data: data }
     }
 }

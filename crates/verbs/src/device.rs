@@ -5,7 +5,7 @@ use std::fmt;
 use std::mem::{self, MaybeUninit};
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -170,7 +170,21 @@ impl Opened {
     }
 
     pub(crate) fn is(&self, name: &str) -> bool {
-        self.name == name && !self.removed.load(Ordering::Relaxed)
+        self.name == name && !self.is_removed()
+    }
+
+    /// Whether this is what it was opened by: one that comes back has another description, even under the old name.
+    pub(crate) fn is_of(&self, description: *mut sys::Device) -> bool {
+        // SAFETY: our own context is open, and its description stays as long.
+        ptr::eq(unsafe { (*self.context.as_ptr()).device }, description)
+    }
+
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn remove(&self) {
+        self.removed.store(true, Ordering::Relaxed);
     }
 
     fn async_fd(&self) -> BorrowedFd<'_> {
@@ -239,9 +253,10 @@ impl Device {
         &self.0.attributes
     }
 
-    /// Whether it was reported gone ([`AsyncEvent::DeviceFatal`]).
+    /// Whether it was reported gone: by itself ([`AsyncEvent::DeviceFatal`]) or by rdma_cm
+    /// ([`Kind::DeviceRemoved`](crate::Kind::DeviceRemoved)), whichever came first.
     pub fn is_removed(&self) -> bool {
-        self.0.removed.load(Ordering::Relaxed)
+        self.0.is_removed()
     }
 
     /// A port, counted from 1.
@@ -298,7 +313,7 @@ impl Device {
         // SAFETY: the event just received, once.
         unsafe { (api.ibv_ack_async_event)(&raw mut raw) };
         if event == AsyncEvent::DeviceFatal {
-            self.0.removed.store(true, Ordering::Relaxed);
+            self.0.remove();
         }
         Ok(Some(event))
     }

@@ -61,7 +61,8 @@ pub enum Kind {
     Rejected(i32),
     /// The connection is over.
     Disconnected,
-    /// The device is being removed; everything on it has to be destroyed.
+    /// The device is being removed; everything on it has to be destroyed, for which a kernel may be waiting. Whoever has opened it
+    /// finds that it [is](crate::Device::is_removed).
     DeviceRemoved,
     /// The address moved to another device or port.
     AddressChanged,

@@ -42,7 +42,8 @@
 //! # What rdma_cm does not do here
 //! It neither opens devices for us nor makes queue pairs: a device that is removed would be closed under our objects, and a queue
 //! pair would live and die with its identifier. We open devices ourselves, find that of an identifier by its name, and
-//! change the queue pair's state with the attributes that rdma_cm gives ([`Connection`]).
+//! change the queue pair's state with the attributes that rdma_cm gives ([`Connection`]). librdmacm opens each device once more, and
+//! would keep it open when it is removed: it is closed there with the event that says so ([`Kind::DeviceRemoved`]).
 //!
 //! Rejected: generated bindings (they need libclang to build, and link the libraries); the crates that wrap verbs (no
 //! shared receive queues, no rdma_cm, or a licence in doubt); extended verbs (`ibv_wr_*`, `ibv_start_poll`: rdma-core's older

@@ -1,8 +1,14 @@
 //! The entrance: the two libraries, or the software provider in their place.
 
 use std::fmt;
+use std::fs::File;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use rustix::io::{DupFlags, dup3};
 
 use crate::device::{Device, Opened};
 use crate::software::Shared;
@@ -92,7 +98,13 @@ impl Library {
         let mut devices = self.0.devices.lock().unwrap_or_else(PoisonError::into_inner);
         devices.retain(|known| known.strong_count() > 0);
         let name = Opened::name_of(self, device);
-        let open = devices.iter().filter_map(Weak::upgrade).find(|known| known.is(&name));
+        let known: Vec<_> = devices.iter().filter_map(Weak::upgrade).collect();
+        if known.iter().any(|known| known.is_of(device) && known.is_removed()) {
+            // Opened once more, nobody would ever be told again that it is to be closed.
+            let source = io::Error::from_raw_os_error(libc::ENODEV);
+            return Err(VerbsError::Call { call: "ibv_open_device", source });
+        }
+        let open = known.into_iter().find(|known| known.is(&name));
         let opened = if let Some(known) = open {
             known
         } else {
@@ -102,5 +114,43 @@ impl Library {
         };
         // Released before `devices`: what is dropped with it does not come back here.
         Ok(Device(opened))
+    }
+
+    /// rdma_cm has said, of an identifier that refers to this context, that its device goes.
+    ///
+    /// # Safety
+    /// A context of librdmacm's own, of an identifier that is not destroyed meanwhile; or null.
+    pub(crate) unsafe fn device_removed(&self, context: *mut sys::Context) {
+        if context.is_null() {
+            return;
+        }
+        // SAFETY: the caller's word.
+        let device = unsafe { (*context).device };
+        let devices = self.0.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        for known in devices.iter().filter_map(Weak::upgrade).filter(|known| known.is_of(device)) {
+            known.remove();
+        }
+        if self.0.software.is_none() {
+            // SAFETY: the caller's word.
+            unsafe { vacate(context) };
+        }
+    }
+}
+
+/// Closes a device that librdmacm has opened for itself. It keeps each for as long as the process lives, unless another one comes
+/// that it does not know: a kernel that waits until a removed device is closed would wait in vain. So its files are exchanged
+/// for one that takes everything and does nothing: what librdmacm says to them when it frees the rest is said to nobody.
+///
+/// # Safety
+/// A context of librdmacm's own that is open and stays so meanwhile; nobody needs its device any more.
+unsafe fn vacate(context: *mut sys::Context) {
+    // SAFETY: the caller's word.
+    let files = unsafe { [(*context).cmd_fd, (*context).async_fd] };
+    // Without it, the device stays open: the kernel waits for the end of the process.
+    let Ok(nobody) = File::options().read(true).write(true).open("/dev/null") else { return };
+    for file in files.into_iter().filter(|file| *file >= 0) {
+        // SAFETY: a descriptor of the context's, which is not closed here. Nothing of librdmacm's is mapped from it or waits for it.
+        let mut file = unsafe { ManuallyDrop::new(OwnedFd::from_raw_fd(file)) };
+        let _ = dup3(&nobody, &mut file, DupFlags::CLOEXEC);
     }
 }

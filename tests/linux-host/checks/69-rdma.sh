@@ -131,6 +131,63 @@ check_rdma_target_killed_under_load() {
   verified_write_ends_well
 }
 
+# Two devices, a path to the same namespace over each: verified writes go on by the other one, and hosts there and by TCP feel
+# nothing. The target goes on running while the device is made anew, and takes connections over it as before.
+#
+# It has to be: soft-RoCE's own connection manager does not live through a message that it is given while the link is down,
+# whoever the target is, and nobody connects over that device any more. So the host does not try meanwhile, which may hang.
+check_rdma_link_down_and_up_under_load() {
+  tidegate_only "is no process that has a device open"
+  local lost other over_tcp subsystem
+  soft_roce_interface 1
+  connect "$nqn_memory" -a fd99:1::1 -s 4421 -i 2 --reconnect-delay=600 --ctrl-loss-tmo=1200
+  lost=$controller
+  transport=tcp connect "$nqn_files" -i 1
+  over_tcp=$controller
+  connect "$nqn_memory" -i 2
+  other=$controller
+  subsystem=$(echo /sys/class/nvme-subsystem/*/"$controller")
+  echo round-robin >"${subsystem%/*}/iopolicy"
+  use_namespace 1
+  controller=$lost
+  verified_fio --name=load --rw=randwrite --bs=4k --size=16M --iodepth=16 &
+  writer=$!
+  wait_until 60 writes_arrive || fail "the write does not get going"
+  ip link set dummy1 down
+  kill -0 "$writer" || fail "the write was over before the link was down"
+  wait_until 60 no_longer_live || fail "the host has not noticed"
+  wait "$writer" || fail "$(cat "$verdict_file")"
+  ip link set dummy1 up
+  soft_roce_remove 1
+  soft_roce_device 1
+  disconnect
+  connect "$nqn_memory" -a fd99:1::1 -s 4421 -i 2
+  verified_fio --name=after --rw=randwrite --bs=4k --size=1M --iodepth=16
+  writes_arrive || fail "nothing was written over the device that is back"
+  disconnect
+  # Nobody is on it now.
+  soft_roce_remove 1
+  ip link delete dummy1
+  for controller in "$other" "$over_tcp"; do
+    controller_is live || fail "$controller is $(cat "/sys/class/nvme/$controller/state")"
+    ! kernel_said "$controller: starting error recovery" || fail "$controller was not left alone"
+  done
+}
+
+# The only device, and hosts on it. TCP serves on; who listened on the device's address does so again.
+check_rdma_device_removed_and_back() {
+  tidegate_only "is no process that has a device open"
+  connect "$nqn_files" -i 2
+  transport=tcp connect "$nqn_memory" -i 1
+  soft_roce_remove 0
+  controller_is live || fail "$controller is $(cat "/sys/class/nvme/$controller/state")"
+  soft_roce_device 0
+  admits_by_rdma rdma || fail "nobody listens on the device's address"
+  connect "$nqn_files" -i 2
+  use_namespace 1
+  verified_fio --name=after --rw=randwrite --bs=4k --size=1M --iodepth=16
+}
+
 check_rdma_sigterm_while_idle_hosts_are_connected() {
   tidegate_only "is no process"
   connect "$nqn_files" -i 4

@@ -27,3 +27,13 @@ soft_roce_device() {
   ip -6 address add "fd99:$1::1/64" dev "dummy$1" nodad 2>/dev/null || true
   rdma link add "rxe$1" type rxe netdev "dummy$1"
 }
+
+# The kernel waits until no process has it open, and cannot be interrupted.
+soft_roce_remove() {
+  rdma link delete "rxe$1" &
+  wait_until 30 has_ended $! || fail "the kernel waits for somebody to close rxe$1"
+}
+
+has_ended() {
+  ! kill -0 "$1" 2>/dev/null
+}

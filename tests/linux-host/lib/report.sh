@@ -50,7 +50,7 @@ mark_kernel_log() {
 }
 
 kernel_log_since_mark() {
-  dmesg | tac | sed '/tidegate-check begin/q' | tac | tail -n 150
+  dmesg | tac | sed '/tidegate-check begin/q' | tac
 }
 
 # kernel_said TEXT: since the check began.

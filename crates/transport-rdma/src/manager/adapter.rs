@@ -15,13 +15,14 @@
 //! told to the reactor first, which orders the end.
 
 use std::collections::HashMap;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use memory::SharedMemory;
 use tracing::{debug, warn};
 use verbs::{
-    Access, Capacity, CompletionChannel, CompletionQueue, ConnectionId, Device, Domain, QueuePair,
-    RegisteredArena, SharedReceiveQueue, VerbsError,
+    Access, Capacity, CompletionChannel, CompletionQueue, Connection, ConnectionId, Device, Domain,
+    EventChannel, QueuePair, RegisteredArena, SharedReceiveQueue, VerbsError,
 };
 
 use crate::lane::{Ends, LaneId, LaneParts, token};
@@ -78,6 +79,22 @@ fn completions(device: &Device, shared: &Shared) -> u32 {
     shared.config.completions.min(device.attributes().max_cqe)
 }
 
+/// An identifier bound to the first address of a device that can be bound to.
+fn watch(device: &Device, events: &EventChannel) -> Option<Connection> {
+    let ports = (1..=device.attributes().ports).filter_map(|it| Some((it, device.port(it).ok()?)));
+    let gids = ports.flat_map(|(number, port)| {
+        let last = u16::try_from(port.gids).unwrap_or(u16::MAX);
+        (0..last).filter_map(move |index| device.gid(number, index).ok())
+    });
+    let bound = |gid: Ipv6Addr| {
+        let connection = Connection::new(events).ok()?;
+        connection.bind(SocketAddr::new(gid.to_canonical(), 0)).ok()?;
+        let there = connection.device().ok()?.as_ref() == Some(device);
+        there.then_some(connection)
+    };
+    gids.filter(|gid| !gid.is_unspecified()).find_map(bound)
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Adapter {
@@ -87,6 +104,9 @@ pub(super) struct Adapter {
     memory: Arc<RegisteredArena>,
     domain: Domain,
     device: Device,
+    /// Where rdma_cm tells of the device's removal, which not every device reports itself, though nobody is connected and the
+    /// listeners are for all addresses. None: it has no address.
+    _watch: Option<Connection>,
     max_message: u32,
     /// Every reactor has a shared receive queue here, or none has: how much data goes into a capsule is said once per controller,
     /// whose queues are on several reactors.
@@ -118,6 +138,7 @@ impl Adapter {
         id: AdapterId,
         device: &Device,
         shared: &Shared,
+        events: &EventChannel,
     ) -> Result<Adapter, VerbsError> {
         if device.attributes().max_sge < 2 {
             return Err(VerbsError::Misuse("it receives into one piece of memory only"));
@@ -139,6 +160,7 @@ impl Adapter {
             memory,
             domain,
             device: device.clone(),
+            _watch: watch(device, events),
             max_message,
             shares_receives: most >= shared.seats.len(),
         })

@@ -20,9 +20,9 @@ pub(super) enum Phase {
     Ending {
         deadline: Instant,
     },
-    /// Everything is flushed.
+    /// Everything is flushed, since when the manager has ended the queue pair: it may be busy.
     Closing {
-        since: Instant,
+        since: Option<Instant>,
     },
 }
 
@@ -161,7 +161,7 @@ impl Session {
         if !self.is_open() {
             return;
         }
-        self.phase = Phase::Closing { since: turn.now };
+        self.phase = Phase::Closing { since: None };
         let reason = self.reason.get_or_insert(reason);
         let peer = self.peer;
         match reason {
@@ -198,6 +198,13 @@ impl Session {
         turn.network.order(Order::End(self.connection));
     }
 
+    /// The manager has ended the queue pair.
+    pub(crate) fn was_ended(&mut self, now: Instant) {
+        if let Phase::Closing { since } = &mut self.phase {
+            since.get_or_insert(now);
+        }
+    }
+
     /// What was received when nobody wants it any more.
     pub(super) fn give_up(&mut self, tag: u32, turn: &mut Turn<'_>) {
         if self.own.is_none() {
@@ -213,7 +220,7 @@ impl Session {
 
     /// Whether it is over: everything flushed and taken.
     pub(crate) fn flushed(&mut self, turn: &mut Turn<'_>) -> Flushed {
-        let Phase::Closing { since } = self.phase else {
+        let Phase::Closing { since: Some(since) } = self.phase else {
             return Flushed::NotYet;
         };
         let config = &turn.network.config;

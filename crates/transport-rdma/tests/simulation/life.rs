@@ -395,6 +395,7 @@ impl Life {
         assert_eq!(self.world.available(), capacity, "memory of the pools is lost");
         let [_, completions, receives, regions, domains, _] = self.world.fabric.census();
         assert_eq!((completions, receives, regions, domains), (0, 0, 0, 0), "objects are left");
+        assert_eq!(self.world.fabric.lingering(), 0, "devices are open");
     }
 
     /// The connection state of a host's queues, for choosing one that lives.

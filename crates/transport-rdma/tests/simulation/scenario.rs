@@ -55,6 +55,9 @@ fn device(index: usize, random: &mut Random) -> (DeviceOptions, bool) {
     if lacks(200) {
         device.max_srq_wr = 40;
     }
+    if lacks(300) {
+        device.reports_removal = false;
+    }
     if lacks(150) {
         (device.max_qp, roomy) = (6, false);
     }

@@ -195,3 +195,80 @@ fn a_key_is_invalidated_with_the_response_where_that_was_asked() {
         drop(Rc::clone(&memory));
     }
 }
+
+#[test]
+fn a_device_whose_removal_rdma_cm_alone_reports_is_closed_and_comes_back() {
+    let mut devices: Vec<_> =
+        (0..2).map(|it| DeviceOptions::new(&device_name(it), node_address(it))).collect();
+    devices[0].reports_removal = false;
+    let lost = devices[0].clone();
+    let mut world = World::new(&Options { devices, reactors: 2, ..Options::default() });
+    let machine = machine(&world);
+    let controller = world.controller(&machine, 1, 1).unwrap();
+    let mut stays = world.io_queue(&controller, 1, 32).unwrap();
+    let (free, census) = (world.available(), world.fabric.census());
+    let leaves = world.controller(&machine, 2, 0).unwrap();
+    let mut queue = world.io_queue(&leaves, 1, 32).unwrap();
+    is_served(&mut world, &mut queue, 1);
+    let device = world.device(0).unwrap();
+    world.fabric.remove_device(&device);
+    drop(device);
+    world.wait(Duration::from_secs(10));
+    assert_eq!(world.fabric.lingering(), 0, "it is open");
+    queue.turn();
+    assert_eq!(queue.phase, Phase::Over);
+    drop((leaves, queue));
+    is_served(&mut world, &mut stays, 2);
+    assert_eq!(world.available(), free, "memory of receives is lost");
+    let [_, completions, receives, ..] = world.fabric.census();
+    assert_eq!((completions, receives), (census[1], census[2]), "queues are left");
+
+    world.fabric.add_device(lost);
+    let start = std::time::Instant::now();
+    // It is looked for once a second.
+    let back = loop {
+        if let Ok(controller) = world.controller(&machine, 2, 0) {
+            break controller;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "it is not listened on again");
+    };
+    let mut queue = world.io_queue(&back, 1, 32).unwrap();
+    is_served(&mut world, &mut queue, 3);
+    is_served(&mut world, &mut stays, 4);
+}
+
+#[test]
+fn a_device_that_nobody_uses_is_closed_when_it_is_removed() {
+    let mut world = with_device(|device| device.reports_removal = false);
+    // As with a listener for all addresses, which is on no device.
+    world.network.unlisten(world.addresses[0]);
+    world.settle();
+    let device = world.device(0).unwrap();
+    world.fabric.remove_device(&device);
+    drop(device);
+    world.settle();
+    assert_eq!(world.fabric.lingering(), 0, "it is open");
+}
+
+#[test]
+fn the_last_receive_is_waited_for_from_when_the_queue_pair_has_been_ended() {
+    let mut world = with_device(|_| {});
+    let machine = machine(&world);
+    let (_controller, mut queue) = world.host(&machine, 1);
+    is_served(&mut world, &mut queue, 1);
+    let target = world.fabric.peer(queue.number()).unwrap();
+    queue.disconnect();
+    world.fabric.run(1000);
+    world.manager.turn();
+    // The manager is busy for long.
+    for _ in 0..100 {
+        world.pass(Duration::from_millis(100));
+        world.reactors[0].turn();
+        world.fabric.run(1000);
+    }
+    assert_eq!(world.fabric.state(target), Some(State::ReadyToSend));
+    assert_eq!(world.network.connections(), 2, "it was given up");
+    world.wait(Duration::from_millis(500));
+    assert_eq!(world.fabric.state(target), None);
+    assert_eq!(world.network.total().last_receives_missed, 0);
+}

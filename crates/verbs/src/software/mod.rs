@@ -58,6 +58,8 @@ pub struct DeviceOptions {
     pub reports_last_wqe: bool,
     /// Whether it has domains of one thread.
     pub thread_domains: bool,
+    /// Whether it reports its removal itself, and ends everything on it; rxe leaves that to rdma_cm, and waits for all who have it open.
+    pub reports_removal: bool,
 }
 
 impl DeviceOptions {
@@ -79,6 +81,7 @@ impl DeviceOptions {
             send_with_invalidate: true,
             reports_last_wqe: true,
             thread_domains: true,
+            reports_removal: true,
         }
     }
 }
@@ -244,20 +247,28 @@ impl Fabric {
         world.report_all(index, kind, 1);
     }
 
-    /// A device is pulled out: everything of it is flushed, everybody told, and nothing new can be made of it.
+    /// A device is pulled out: rdma_cm tells everybody, and nothing new can be made of it. Everything of it is flushed, unless the device
+    /// does not [report](DeviceOptions::reports_removal) it.
     pub fn remove_device(&self, device: &Device) {
         let mut world = self.0.world();
         let named = |state: &DeviceState| state.options.name == device.name() && !state.removed;
         let Some(index) = world.devices.iter().position(named) else { return };
-        if let Some(state) = world.devices.get_mut(index) {
-            state.removed = true;
-        }
-        world.report_all(index, sys::EVENT_DEVICE_FATAL, 0);
-        let of_it = world.pairs.iter().filter(|(_, pair)| pair.device == index);
-        for number in of_it.map(|(&number, _)| number).collect::<Vec<_>>() {
-            world.fail_pair(number);
+        let Some(state) = world.devices.get_mut(index) else { return };
+        state.removed = true;
+        if state.options.reports_removal {
+            world.report_all(index, sys::EVENT_DEVICE_FATAL, 0);
+            let of_it = world.pairs.iter().filter(|(_, pair)| pair.device == index);
+            for number in of_it.map(|(&number, _)| number).collect::<Vec<_>>() {
+                world.fail_pair(number);
+            }
         }
         world.remove_from_identifiers(index);
+    }
+
+    /// Contexts of removed devices that are open still: a kernel may be waiting for each.
+    pub fn lingering(&self) -> usize {
+        let world = self.0.world();
+        world.contexts.values().filter(|context| world.is_removed(context.device)).count()
     }
 
     /// What exists, for tests that look for leaks: queue pairs, completion queues, shared receive queues, regions, domains of any
