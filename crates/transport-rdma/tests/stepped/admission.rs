@@ -25,7 +25,7 @@ fn starting(admission: Duration) -> (World, Rc<Machine>, SocketAddr) {
 }
 
 /// So long that a test does not see the end of it.
-const LONG: Duration = Duration::from_secs(600);
+const LONG: Duration = Duration::from_mins(10);
 
 /// Everything that happens without time, on both sides.
 fn settle(world: &mut World, queues: &mut [Queue]) {
