@@ -503,7 +503,7 @@ fn the_memory_of_a_deleted_device_is_not_freed_by_the_reactor_with_the_last_leas
     assert!(said.try_recv().is_err(), "it is lent");
     drop(lease);
     reactor.turn();
-    let by = said.recv_timeout(Duration::from_secs(60)).unwrap();
+    let by = said.recv_timeout(Duration::from_mins(1)).unwrap();
     assert_ne!(by, thread::current().id(), "the reactor's");
 }
 
