@@ -7,7 +7,8 @@
 //!
 //! It lends its own memory for reads ([`Data::lent`](crate::Data::lent)): nothing is copied. A write of what is lent claims
 //! it and goes to the back of the queue until it is free, by [`memory::lease`]; what is read there meanwhile is copied. On
-//! whichever reactor the lease ends, the queue finds it at its next poll, which it asks for as long as a write waits.
+//! whichever reactor the lease ends, the queue finds it at its next poll, which it asks for as long as a write waits. The
+//! medium of a deleted device is freed by a worker, not by the reactor that lets go of the last lease.
 
 use std::collections::VecDeque;
 use std::io;
@@ -97,10 +98,13 @@ impl RamDevice {
         })
     }
 
-    /// A queue; it needs nothing of the reactor.
+    /// A queue that is no reactor's: its thread may block.
     pub fn queue(&self) -> Box<dyn BlockQueue> {
+        self.queue_of(Lender::new(Arc::clone(&self.inner.medium)))
+    }
+
+    fn queue_of(&self, lender: Lender) -> Box<dyn BlockQueue> {
         let device = Arc::clone(&self.inner);
-        let lender = Lender::new(Arc::clone(&device.medium));
         Box::new(RamQueue { device, lender, waiting: VecDeque::new() })
     }
 }
@@ -118,8 +122,10 @@ impl BlockDevice for RamDevice {
         &self.inner.properties
     }
 
-    fn open_queue(&self, _local: &reactor::Local) -> Result<Box<dyn BlockQueue>, BlockError> {
-        Ok(self.queue())
+    fn open_queue(&self, local: &reactor::Local) -> Result<Box<dyn BlockQueue>, BlockError> {
+        let (medium, local) = (Arc::clone(&self.inner.medium), local.clone());
+        let free = move |last| local.offload(move || drop(last), |()| ());
+        Ok(self.queue_of(Lender::freed_by(medium, free)))
     }
 
     fn medium(&self) -> Option<&Arc<SharedMemory>> {
@@ -141,6 +147,7 @@ struct Waiting {
 
 #[derive(Debug)]
 struct RamQueue {
+    // Before the lender, which knows what to do if it is the last to have the medium.
     device: Arc<Inner>,
     lender: Lender,
     waiting: VecDeque<Waiting>,

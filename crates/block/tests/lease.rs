@@ -1,16 +1,20 @@
 //! Memory that a RAM device lends: it does not change while somebody has it, no write is lost for it, and none is starved.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use block::ram::{RamDevice, RamOptions};
 use block::{BlockDevice, BlockQueue, Completion, Data, ErrorKind, Kind, Operation, Token};
 use memory::lease::GRANULE;
-use memory::{Arena, ArenaConfig, Buffer, Hugepages, Pool, SLAB_SIZE, Segment};
+use memory::{Arena, ArenaConfig, Buffer, DeviceId, Hugepages, Pool, SLAB_SIZE, Segment};
 use proptest::prelude::*;
+use reactor::{Reactor, ReactorConfig, RingChoice, Workers};
 
 const BLOCK: usize = 512;
 const BLOCKS: usize = 64;
@@ -467,6 +471,40 @@ fn a_device_that_goes_leaves_what_it_has_lent() {
     assert!(medium.upgrade().is_some());
     drop(lease);
     assert!(medium.upgrade().is_none());
+}
+
+/// Says which thread ended the registration that it stands for.
+struct Registration(Sender<ThreadId>);
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let _ = self.0.send(thread::current().id());
+    }
+}
+
+#[test]
+fn the_memory_of_a_deleted_device_is_not_freed_by_the_reactor_with_the_last_lease() {
+    let workers = Workers::start(1).unwrap();
+    let config = ReactorConfig { ring: RingChoice::Forbidden, ..ReactorConfig::default() };
+    let mut reactors = Reactor::group(&[config], &workers).unwrap();
+    let reactor = &mut reactors[0];
+    let (ended, said) = mpsc::channel();
+    let device = ram(BLOCKS * BLOCK);
+    let make = |_, _| Ok::<_, ()>((7, Box::new(Registration(ended)) as Box<dyn Any + Send>));
+    assert_eq!(device.medium().unwrap().register(DeviceId::new().unwrap(), make), Ok(true));
+    let queue = device.open_queue(reactor.local()).unwrap();
+    let mut client = Client { queue, pool: pool(), next: 0 };
+    client.lend(3, 1);
+    let lease = client.one().lent.unwrap();
+    // The device is deleted, then the namespace goes, and the host has still not taken what it read.
+    drop(device);
+    drop(client);
+    reactor.turn();
+    assert!(said.try_recv().is_err(), "it is lent");
+    drop(lease);
+    reactor.turn();
+    let by = said.recv_timeout(Duration::from_mins(1)).unwrap();
+    assert_ne!(by, thread::current().id(), "the reactor's");
 }
 
 #[test]

@@ -23,6 +23,10 @@
 //! Eight words lie in a cache line; that reactors share one, and only that, is what neighbouring granules cost each other.
 //! The words take a five-hundredth of the medium's size, of which the system gives only what is touched.
 //!
+//! **The last lease may be the last that there is of the medium**: its device has been deleted meanwhile. To end the registrations
+//! and the mapping of a large medium blocks for long, and the thread that lets go of a lease has others to serve. So a lender is told
+//! what to do then ([`Lender::freed_by`]).
+//!
 //! Rejected: a lock for each granule (a reactor would wait on another); one counter for the whole medium (every write
 //! would meet some lease); words in a small table by hash (as many of them have to be changed for a large range, and
 //! they collide); fresh pages for a write that meets a lease (neither the mapping nor a device's registration of
@@ -30,6 +34,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -133,7 +138,22 @@ pub struct Lender(Rc<Hold>);
 
 /// What the clones share.
 struct Hold {
-    medium: Arc<SharedMemory>,
+    /// There until the hold is dropped.
+    medium: ManuallyDrop<Arc<SharedMemory>>,
+    free: Option<Box<dyn Fn(SharedMemory)>>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // SAFETY: it is taken here alone, and the hold is not used after.
+        let medium = unsafe { ManuallyDrop::take(&mut self.medium) };
+        // Of all that let go at the same moment one gets it.
+        if let Some(last) = Arc::into_inner(medium)
+            && let Some(free) = &self.free
+        {
+            free(last);
+        }
+    }
 }
 
 impl fmt::Debug for Lender {
@@ -145,7 +165,14 @@ impl fmt::Debug for Lender {
 impl Lender {
     /// A hold on this medium for the thread that calls.
     pub fn new(medium: Arc<SharedMemory>) -> Lender {
-        Lender(Rc::new(Hold { medium }))
+        Lender(Rc::new(Hold { medium: ManuallyDrop::new(medium), free: None }))
+    }
+
+    /// The same for a thread that must not block: if nobody else has the medium when the last lease of this hold
+    /// ends, `free` gets it, to drop it elsewhere.
+    pub fn freed_by(medium: Arc<SharedMemory>, free: impl Fn(SharedMemory) + 'static) -> Lender {
+        let medium = ManuallyDrop::new(medium);
+        Lender(Rc::new(Hold { medium, free: Some(Box::new(free)) }))
     }
 
     /// The medium.
@@ -244,6 +271,8 @@ impl Drop for Claim {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
     use crate::{Arena, ArenaConfig, Hugepages, Pool, SLAB_SIZE};
 
@@ -348,5 +377,29 @@ mod tests {
         assert!(medium.upgrade().is_some());
         drop(part);
         assert!(medium.upgrade().is_none());
+    }
+
+    #[test]
+    fn whoever_has_the_last_lease_does_not_free_the_memory() {
+        let freed = Rc::new(RefCell::new(Vec::new()));
+        let lender = |medium: &Arc<SharedMemory>| {
+            let freed = Rc::clone(&freed);
+            Lender::freed_by(Arc::clone(medium), move |last| freed.borrow_mut().push(last.len()))
+        };
+        let medium = Arc::new(SharedMemory::new("test", 8192).unwrap());
+        let (one, other) = (lender(&medium), lender(&medium));
+        let lease = one.lend(0, 4096).unwrap();
+        let part = lease.part(0, 100).unwrap();
+        drop((one, lease, medium));
+        assert!(freed.borrow().is_empty(), "there are others");
+        drop(part);
+        assert!(freed.borrow().is_empty(), "there is another");
+        drop(other);
+        assert_eq!(*freed.borrow(), [8192]);
+        // Whoever is last and may block frees it on the spot.
+        let medium = Arc::new(SharedMemory::new("test", 8192).unwrap());
+        drop(lender(&medium));
+        drop(medium);
+        assert_eq!(*freed.borrow(), [8192]);
     }
 }

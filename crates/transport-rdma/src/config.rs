@@ -20,6 +20,8 @@ pub struct RdmaConfig {
     pub completions: u32,
     /// Queues served by one reactor; more are refused.
     pub max_connections: usize,
+    /// How long the request of a host may wait for its listener to admit hosts; beyond that it is refused.
+    pub admission: Duration,
     /// How long work of ours may stay with a device without any of it ending.
     pub progress: Duration,
     /// How long that may be where a device's own memory has been lent to it, and somebody waits to write there; and
@@ -39,6 +41,8 @@ impl Default for RdmaConfig {
             shared_receives: 1024,
             completions: 16 * 1024,
             max_connections: 4096,
+            // A host's connection manager gives up after a minute.
+            admission: Duration::from_secs(20),
             // A Linux host gives a command up after 30 s.
             progress: Duration::from_secs(30),
             lease: Duration::from_secs(2),

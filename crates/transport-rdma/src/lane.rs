@@ -134,7 +134,7 @@ impl Hasher for NumberHasher {
 }
 
 impl Lane {
-    /// The lane, with its receives posted.
+    /// The lane, with its receives posted as far as there is memory for them.
     pub(crate) fn new(parts: LaneParts, pool: &Pool) -> Lane {
         let LaneParts {
             id,
@@ -171,6 +171,8 @@ impl Lane {
             closing: false,
         };
         lane.post_receives(pool);
+        let delayed = lane.shared.as_ref().map_or(0, |shared| shared.delayed.len());
+        lane.counters.receives_delayed.add_len(delayed);
         lane
     }
 

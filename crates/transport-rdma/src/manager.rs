@@ -1,7 +1,7 @@
 //! The manager of connections: everything about RDMA that may block, on a thread of its own.
 //!
 //! ```text
-//!   request --judge--> reject with the specification's code
+//!   request --judge--> reject with the specification's code   (once its listener admits hosts: see `early`)
 //!              |
 //!              +--> queue pair, prepared --Note::Serve--> reactor --Order::Accept--> accept --> established
 //!                                                           |  ^
@@ -18,6 +18,7 @@
 //! completions would come before it knows what they are).
 
 mod adapter;
+mod early;
 mod listener;
 
 use std::collections::HashMap;
@@ -39,7 +40,8 @@ use crate::error::RdmaError;
 use crate::lane::lane_of;
 use crate::network::{Arrival, Note, Order, Shared};
 use adapter::{Adapter, AdapterId, Berth};
-use listener::Listeners;
+use early::{Caller, Early};
+use listener::{Door, Listeners};
 
 /// Events of each kind taken in a turn.
 const EVENTS_PER_TURN: usize = 64;
@@ -53,6 +55,7 @@ pub struct Manager {
     library: Library,
     // Connections go before the channel that they are of.
     links: HashMap<ConnectionId, Link>,
+    early: Early,
     listeners: Listeners,
     adapters: Vec<Adapter>,
     events: EventChannel,
@@ -83,6 +86,7 @@ impl Manager {
     pub(crate) fn new(shared: Arc<Shared>, library: Library) -> Result<Manager, RdmaError> {
         let events = EventChannel::new(&library).map_err(RdmaError::ConnectionManager)?;
         Ok(Manager {
+            early: Early::new(shared.config.admission),
             shared,
             library,
             links: HashMap::new(),
@@ -108,6 +112,7 @@ impl Manager {
     /// Does what there is to do, without waiting for anything; whether there was.
     pub fn turn(&mut self) -> bool {
         let mut worked = self.take_orders();
+        worked |= self.answer_early();
         worked |= self.take_events();
         worked |= self.take_device_events();
         worked |= self.listeners.retry(&self.events);
@@ -119,9 +124,10 @@ impl Manager {
         worked
     }
 
-    /// Until something comes, or a listener is to be tried again.
+    /// Until something comes, a listener is to be tried again, or a host has waited for one long enough.
     fn sleep(&self) {
-        let timeout = self.listeners.retry_in().map(|left| Timespec {
+        let next = self.listeners.retry_in().into_iter().chain(self.early.due_in()).min();
+        let timeout = next.map(|left| Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: left.subsec_nanos().into(),
         });
@@ -220,12 +226,14 @@ impl Manager {
         let Event { connection: id, kind, private_data } = event;
         match kind {
             Kind::ConnectRequest { listener, connection, wishes } => {
-                let peer = connection.peer_address();
-                let result = self.request(listener, connection, wishes, private_data.bytes());
-                if let Err((connection, Refusal(status, why))) = result {
-                    let peer = peer.map_or_else(String::new, |peer| format!("{peer}: "));
-                    info!("{peer}a connection is refused: {why}");
-                    reject(&connection, status);
+                let caller = Caller { listener, connection, wishes, private_data };
+                match self.listeners.door(listener) {
+                    Door::Shut => {
+                        if let Some(caller) = self.early.keep(caller) {
+                            self.answer(caller);
+                        }
+                    }
+                    Door::Open | Door::Gone => self.answer(caller),
                 }
             }
             Kind::Established => debug!("a connection is established"),
@@ -238,8 +246,29 @@ impl Manager {
         }
     }
 
+    /// Answers those who have waited for their listener; whether there were any.
+    fn answer_early(&mut self) -> bool {
+        let due = self.early.take_due(&self.listeners);
+        let worked = !due.is_empty();
+        for caller in due {
+            self.answer(caller);
+        }
+        worked
+    }
+
+    /// Judges a request: either it gets its queue pair, or it is refused.
+    fn answer(&mut self, caller: Caller) {
+        let peer = caller.connection.peer_address();
+        if let Err((connection, Refusal(status, why))) = self.request(caller) {
+            let peer = peer.map_or_else(String::new, |peer| format!("{peer}: "));
+            info!("{peer}a connection is refused: {why}");
+            reject(&connection, status);
+        }
+    }
+
     /// The connection is over: its reactor is told, once. It may be posting, so the queue pair is left alone until it orders the end.
     fn over(&mut self, id: ConnectionId) {
+        self.early.forget(id);
         if let Some(link) = self.links.get_mut(&id)
             && !std::mem::replace(&mut link.over, true)
         {
@@ -248,22 +277,19 @@ impl Manager {
     }
 
     /// Judges a request for a connection, and makes its queue pair.
-    fn request(
-        &mut self,
-        listener: ConnectionId,
-        connection: Connection,
-        wishes: Wishes,
-        private_data: &[u8],
-    ) -> Result<(), (Connection, Refusal)> {
+    fn request(&mut self, caller: Caller) -> Result<(), (Connection, Refusal)> {
+        let Caller { listener, connection, wishes, private_data } = caller;
         let no_resources = |why: String| Refusal(RejectStatus::NoResources, why);
-        // The host may know that it is admitted before we do: the order has been given, though, if so.
-        if !self.listeners.is_admitting(listener) {
-            self.take_orders();
+        match self.listeners.door(listener) {
+            Door::Open => {}
+            Door::Shut => {
+                return Err((connection, no_resources("nobody is admitted yet".to_owned())));
+            }
+            Door::Gone => {
+                return Err((connection, no_resources("its listener is gone".to_owned())));
+            }
         }
-        if !self.listeners.is_admitting(listener) {
-            return Err((connection, no_resources("nobody is admitted yet".to_owned())));
-        }
-        let request = match judge(private_data, wishes) {
+        let request = match judge(private_data.bytes(), wishes) {
             Ok(request) => request,
             Err(status) => return Err((connection, Refusal(status, status.to_string()))),
         };

@@ -19,7 +19,8 @@ const CHUNK: usize = 4096;
 
 #[derive(Debug)]
 struct Slot {
-    sqe: Segment,
+    /// None while there is no memory to be had.
+    sqe: Option<Segment>,
     data: Data,
     /// The session that holds the capsule.
     holder: Option<usize>,
@@ -44,21 +45,16 @@ pub(crate) struct Receives {
 }
 
 impl Receives {
-    /// Receives for a shared queue, as many as the pool gives without running short: a quarter of it at most, `count` at most.
+    /// Receives for a shared queue: `count` at most, and no more than take a quarter of the pool. Each gets its memory when it
+    /// is [lent](Receives::lend) first, since the pool may have none at this moment.
     pub(crate) fn shared(pool: &Pool, count: usize, data_bytes: usize) -> Receives {
         let each = data_bytes.max(1).next_multiple_of(CHUNK).saturating_add(SQE_BYTES);
         let count = count.min(pool.capacity() / 4 / each);
-        let mut receives = Receives { slots: Vec::with_capacity(count), data_bytes };
-        while receives.slots.len() < count {
-            let Some(chunk) = pool.take(CHUNK) else { break };
-            for index in 0..(CHUNK / SQE_BYTES).min(count - receives.slots.len()) {
-                let Some(sqe) = chunk.segment(index * SQE_BYTES, SQE_BYTES) else { break };
-                let data =
-                    if data_bytes == 0 { Data::None } else { Data::Own(pool.take(data_bytes)) };
-                receives.slots.push(Slot { sqe, data, holder: None });
-            }
-        }
-        receives
+        let slot = |_| {
+            let data = if data_bytes == 0 { Data::None } else { Data::Own(None) };
+            Slot { sqe: None, data, holder: None }
+        };
+        Receives { slots: (0..count).map(slot).collect(), data_bytes }
     }
 
     /// Receives of one queue pair.
@@ -69,7 +65,7 @@ impl Receives {
             let start = index * each;
             let data = all.segment(start + SQE_BYTES, data_bytes)?;
             let data = if data_bytes == 0 { Data::None } else { Data::Part(data) };
-            Some(Slot { sqe: all.segment(start, SQE_BYTES)?, data, holder: None })
+            Some(Slot { sqe: Some(all.segment(start, SQE_BYTES)?), data, holder: None })
         };
         let slots = (0..count).map(slot).collect::<Option<_>>()?;
         Some(Receives { slots, data_bytes })
@@ -84,13 +80,17 @@ impl Receives {
         self.slots.len()
     }
 
-    /// The memory for the next receive with this tag. None: there is no buffer for the data now.
+    /// The memory for the next receive with this tag. None: there is none now.
     pub(crate) fn lend(
         &mut self,
         tag: u32,
         pool: &Pool,
     ) -> Option<[Option<Segment>; MAX_RECEIVE_PIECES]> {
-        let slot = self.slots.get_mut(tag as usize)?;
+        let index = tag as usize;
+        if self.slots.get(index)?.sqe.is_none() {
+            self.furnish(index, pool)?;
+        }
+        let slot = self.slots.get_mut(index)?;
         slot.holder = None;
         let data = match &mut slot.data {
             Data::None => None,
@@ -102,14 +102,24 @@ impl Receives {
                 Some(buffer.as_ref()?.segment(0, self.data_bytes)?)
             }
         };
-        Some([Some(slot.sqe.clone()), data])
+        Some([slot.sqe.clone(), data])
+    }
+
+    /// Gives a slot and its neighbours their places for SQEs, which share a chunk.
+    fn furnish(&mut self, index: usize, pool: &Pool) -> Option<()> {
+        let chunk = pool.take(CHUNK)?;
+        let neighbours = self.slots.chunks_mut(CHUNK / SQE_BYTES).nth(index / (CHUNK / SQE_BYTES));
+        for (place, slot) in neighbours?.iter_mut().enumerate() {
+            slot.sqe = chunk.segment(place * SQE_BYTES, SQE_BYTES);
+        }
+        Some(())
     }
 
     /// The SQE of a capsule that has been received.
     pub(crate) fn sqe(&self, tag: u32) -> Option<Sqe> {
         let slot = self.slots.get(tag as usize)?;
         let mut sqe = Sqe::default();
-        let copied = slot.sqe.copy_to(0, zerocopy::IntoBytes::as_mut_bytes(&mut sqe));
+        let copied = slot.sqe.as_ref()?.copy_to(0, zerocopy::IntoBytes::as_mut_bytes(&mut sqe));
         (copied == SQE_BYTES).then_some(sqe)
     }
 

@@ -536,6 +536,8 @@ impl Poller for RdmaTransport {
     }
 
     fn ready_to_sleep(&mut self) -> bool {
+        // Others may have let go of memory that receives wait for since the turn was flushed.
+        self.post_receives();
         let has_notes = self.seat().is_some_and(|seat| !seat.notes.is_empty());
         if has_notes || !self.dirty.is_empty() || self.shard.borrow().has_actions(self.port) {
             return false;

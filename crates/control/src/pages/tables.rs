@@ -24,6 +24,13 @@ pub(crate) const SHARD_COUNTERS: &[Figure<Census>] = &[
     ("answered_io_commands", "Commands answered on I/O queues", |it| it.counters.answered_io),
     ("failed_commands", "Commands answered with an error", |it| it.counters.failed_commands),
     ("device_submissions", "Operations submitted to devices", |it| it.counters.operations),
+    ("lent_reads", "Reads sent from the memory of their RAM device", |it| it.counters.lent),
+    ("not_lent_reads", "Reads of RAM devices copied because of a write there", |it| {
+        it.counters.not_lent
+    }),
+    ("given_back_reads", "Reads copied after all because a write waited", |it| {
+        it.counters.given_back
+    }),
     ("slot_waits", "Commands that waited for a slot", |it| it.counters.stalls),
     ("buffer_waits", "Commands that waited for memory", |it| it.counters.buffer_waits),
     ("pool_empty", "Times that the pool had nothing for the next in line", |it| {

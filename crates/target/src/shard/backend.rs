@@ -23,10 +23,10 @@ use crate::statistics::Counters;
 pub(crate) struct Backend {
     pub(crate) subsystem: Key,
     pub(crate) namespace: Arc<Namespace>,
+    /// What its device lends. As the namespace it goes before the queue, which frees it elsewhere if it is the last to have it.
+    pub(crate) medium: Option<Arc<SharedMemory>>,
     /// None: the queue could not be opened; tried again when the configuration changes.
     pub(crate) queue: Option<Box<dyn BlockQueue>>,
-    /// What its device lends.
-    pub(crate) medium: Option<Arc<SharedMemory>>,
     pub(crate) bounds: Bounds,
     /// The device's geometry when `bounds` was taken.
     pub(crate) generation: u64,

@@ -155,4 +155,15 @@ fn the_page_says_what_the_host_did() {
     }
     assert!(sum(&page, "tidegate_device_errors_total", &[]) < 0.5);
     assert!((sum(&page, "tidegate_device_up", &[]) - 1.0).abs() < 0.5);
+    // The device lent its own memory: nobody wrote there.
+    let stats = client.call("nvmf_get_stats", &Value::Null);
+    let groups = stats["poll_groups"].as_array().unwrap();
+    for (name, value) in [("lent_reads", 1000_u32), ("not_lent_reads", 0), ("given_back_reads", 0)]
+    {
+        let counted = sum(&page, &format!("tidegate_{name}_total"), &[]);
+        assert!((counted - f64::from(value)).abs() < 0.5, "{name}: {page}");
+        let name = format!("tidegate_{name}");
+        let counted: u64 = groups.iter().map(|group| group[&name].as_u64().unwrap()).sum();
+        assert_eq!(counted, u64::from(value), "{name}: {stats}");
+    }
 }

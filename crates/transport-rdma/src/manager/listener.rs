@@ -28,6 +28,17 @@ struct Listener {
     opened: bool,
 }
 
+/// What hosts find at a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Door {
+    /// They may come.
+    Open,
+    /// Not yet.
+    Shut,
+    /// The listener is gone, perhaps with its device.
+    Gone,
+}
+
 #[derive(Debug)]
 struct Binding {
     address: SocketAddr,
@@ -143,14 +154,13 @@ impl Listeners {
     }
 
     /// Whether hosts may come by this listener.
-    pub(super) fn is_admitting(&self, id: ConnectionId) -> bool {
-        self.find(id).is_some_and(|listener| listener.admitting)
-    }
-
-    fn find(&self, id: ConnectionId) -> Option<&Listener> {
-        self.all
-            .iter()
-            .find(|listener| listener.connection.as_ref().is_some_and(|it| it.id() == id))
+    pub(super) fn door(&self, id: ConnectionId) -> Door {
+        let is_it = |it: &&Listener| it.connection.as_ref().is_some_and(|it| it.id() == id);
+        match self.all.iter().find(is_it) {
+            None => Door::Gone,
+            Some(listener) if listener.admitting => Door::Open,
+            Some(_) => Door::Shut,
+        }
     }
 
     pub(super) fn remove(&mut self, address: SocketAddr) {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use memory::Buffer;
 use nvme::fabrics::{Disconnect, PropertySet, PropertySize};
 use verbs::Status;
 use zerocopy::IntoBytes;
@@ -16,6 +17,8 @@ pub(crate) struct Fate {
     /// They are not ready for messages of a peer that waits for ever.
     not_ready: Vec<u32>,
     ports_down: Vec<usize>,
+    /// Memory that others on the reactors have.
+    taken: Vec<Buffer>,
     /// Devices that are still there.
     devices: usize,
 }
@@ -27,10 +30,14 @@ impl Fate {
             cut: Vec::new(),
             not_ready: Vec::new(),
             ports_down: Vec::new(),
+            taken: Vec::new(),
             devices,
         }
     }
 }
+
+/// Bytes that others leave of a reactor's memory.
+const LEFT: usize = 512 << 10;
 
 const STATUSES: [Status; 7] = [
     Status::LOCAL_PROTECTION,
@@ -55,7 +62,7 @@ impl Life {
 
     pub(crate) fn mishap(&mut self) {
         self.report.mishaps += 1;
-        let kind = self.random.below(17);
+        let kind = self.random.below(18);
         let guest = self.random.index(self.guests.len());
         match kind {
             0..=6 => self.mishap_of_pair(kind),
@@ -102,7 +109,20 @@ impl Life {
                 self.tell(|| format!("nothing else happens for {time:?}"));
                 self.world.wait(time);
             }
+            16 => self.take_memory(),
             _ => self.let_go(),
+        }
+    }
+
+    /// Others on a reactor take its memory, but for a little.
+    fn take_memory(&mut self) {
+        let reactor = self.random.index(self.world.pools.len());
+        self.tell(|| format!("the memory of reactor {reactor} is taken"));
+        let pool = &self.world.pools[reactor];
+        while pool.available() > LEFT
+            && let Some(buffer) = pool.take(64 << 10)
+        {
+            self.fate.taken.push(buffer);
         }
     }
 
@@ -166,6 +186,7 @@ impl Life {
         for number in self.fate.not_ready.drain(..) {
             self.world.fabric.not_ready_for(number, 0);
         }
+        self.fate.taken.clear();
         for index in self.fate.ports_down.drain(..) {
             if let Some(device) = self.world.device(index) {
                 self.world.fabric.set_port(&device, true);

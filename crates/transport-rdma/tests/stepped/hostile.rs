@@ -94,26 +94,6 @@ fn every_refusal_says_why() {
 }
 
 #[test]
-fn hosts_are_refused_before_anybody_is_admitted_and_after_the_end() {
-    let mut world = with_device(|_| {});
-    let machine = machine(&world);
-    let other = std::net::SocketAddr::new(world.addresses[0].ip(), 4421);
-    world.bind(other);
-    let refused = refusal(&mut world, &machine, Wish::new(other, 0, 32));
-    assert_eq!(refused, RejectStatus::NoResources);
-    let (controller, mut queue) = world.host(&machine, 1);
-    world.network.shutdown();
-    world.wait(Duration::from_secs(1));
-    queue.turn();
-    assert!(queue.is_over());
-    let wish = Wish::new(world.addresses[0], 0, 32);
-    let refused = world.connected(Queue::ask(&machine, wish)).unwrap_err();
-    assert!(matches!(refused, Refused::Connection(Phase::Refused(8, _))), "{refused:?}");
-    drop((controller, queue));
-    world.empties();
-}
-
-#[test]
 fn capsules_of_any_length_end_their_own_queue_at_most() {
     for shared in [true, false] {
         let mut world = with_device(|device| device.max_srq = if shared { 256 } else { 0 });

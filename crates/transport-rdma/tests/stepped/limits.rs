@@ -147,3 +147,25 @@ fn a_host_that_takes_all_receives_does_not_keep_them() {
     let took = world.now().since(before);
     assert!(took < Duration::from_secs(5), "the modest one waited {took:?}");
 }
+
+#[test]
+fn receives_that_find_no_memory_are_posted_when_there_is_some() {
+    let mut world = with_device(|_| {});
+    let machine = machine(&world);
+    // Others on this reactor have it all when the first host comes.
+    let mut taken = Vec::new();
+    while let Some(buffer) = world.pools[0].take(4096) {
+        taken.push(buffer);
+    }
+    let wish = Wish::new(world.addresses[0], 0, 32);
+    let mut queue = world.connected(Queue::ask(&machine, wish)).unwrap();
+    world.settle();
+    let total = world.network.total();
+    assert_eq!((total.receives, total.receives_delayed), (0, 1024));
+    drop(taken);
+    world.connect_command(&mut queue, 1, 0, nvme::fabrics::CNTLID_DYNAMIC, 32).unwrap();
+    assert_eq!(world.network.total().receives_delayed, 1024);
+    drop(queue);
+    let (_controller, mut queue) = world.host(&machine, 2);
+    is_served(&mut world, &mut queue, 1);
+}

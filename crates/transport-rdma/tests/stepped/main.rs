@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::cast_possible_truncation, missing_docs)]
 
+mod admission;
 mod ends;
 mod hostile;
 mod limits;

@@ -129,8 +129,14 @@ impl World {
             return false;
         }
         let message = matches!(send.opcode, sys::WR_SEND | sys::WR_SEND_WITH_INV);
-        // For ever, it waits without costing steps.
-        !(message && pair.rnr_retries == 7 && self.reachable(pair) && !self.ready(pair))
+        // Where it is tried for ever and nothing but a receive would help, it waits without costing steps.
+        !(message && pair.rnr_retries == 7 && self.reachable(pair) && self.starves(pair))
+    }
+
+    /// Whether the peer has no receive for it, a passing mood aside.
+    fn starves(&self, pair: &Pair) -> bool {
+        let moody = self.pairs.get(&pair.peer).is_some_and(|peer| peer.faults.not_ready > 0);
+        !moody && !self.ready(pair)
     }
 
     fn reachable(&self, pair: &Pair) -> bool {

@@ -89,6 +89,15 @@ fn for_ever_is_for_ever() {
 }
 
 #[test]
+fn a_receiver_that_becomes_ready_late_is_waited_for_where_that_is_for_ever() {
+    let mut stage = stage_with(Shape::default(), Shape::default(), Parameters::default());
+    stage.host.receive(0, 64);
+    stage.fabric.not_ready_for(stage.host.number(), 100);
+    assert_eq!(stage.outcome(Work::Send), Status::SUCCESS);
+    assert_eq!(stage.fabric.not_ready(), 100);
+}
+
+#[test]
 fn a_peer_that_is_cut_off_exhausts_the_retries() {
     let mut stage = stage();
     stage.host.receive(0, 64);

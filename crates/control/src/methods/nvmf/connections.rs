@@ -128,6 +128,9 @@ pub(in crate::methods) async fn get_stats(plane: Arc<Plane>, params: Value) -> R
             // A device here never refuses an operation for want of anything.
             "pending_bdev_io": 0,
             "completed_nvme_io": census.counters.answered_io,
+            "tidegate_lent_reads": census.counters.lent,
+            "tidegate_not_lent_reads": census.counters.not_lent,
+            "tidegate_given_back_reads": census.counters.given_back,
             "transports": transports(reactor, census, rdma.as_deref()),
         })
     });
