@@ -185,14 +185,14 @@ impl Lane {
         self.channel.as_fd()
     }
 
-    /// Hands what has ended to `each`, at most `room` of each completion queue; whether there was anything. The memory of receives has
+    /// Hands what has ended to `each`, at most `room` of each completion queue; whether there may be more. The memory of receives has
     /// to be given back by [`Lane::received`].
     pub(crate) fn poll(
         &mut self,
         room: &mut [Completion],
         mut each: impl FnMut(&mut Lane, &Completion),
     ) -> bool {
-        let (mut worked, mut all) = (false, true);
+        let mut all = true;
         // What was sent is looked at before the capsules that may have come after it.
         for index in (0..self.queues.len()).rev() {
             let Some(it) = self.queues.get(index) else { break };
@@ -209,7 +209,6 @@ impl Lane {
                 }
             };
             all &= count < size;
-            worked |= count > 0;
             self.counters.completions.add_len(count);
             for completion in room.get(..count).unwrap_or_default() {
                 each(self, completion);
@@ -218,7 +217,7 @@ impl Lane {
         if all {
             self.emptied += 1;
         }
-        worked
+        !all
     }
 
     /// How often everything that had ended has been taken.

@@ -325,26 +325,26 @@ impl RdmaTransport {
         self.shared.order(Order::Accept(connection));
     }
 
-    /// Takes what has ended on every lane; whether anything had.
+    /// Takes what has ended on every lane; whether that brought work.
     fn poll_lanes(&mut self) -> bool {
         let mut completions = std::mem::take(&mut self.completions);
         let pool = self.pool.clone();
-        let mut heard = false;
-        let worked = self.turn(|parts, lanes| {
-            let mut worked = false;
+        let (mut heard, mut worked) = (false, false);
+        self.turn(|parts, lanes| {
             for (_, lane) in lanes.iter_mut() {
-                worked |= lane.poll(&mut completions, |lane, completion| {
+                let more = lane.poll(&mut completions, |lane, completion| {
                     heard |= !completion.is_receive();
+                    worked |= !Session::is_end_of_answer(completion);
                     take(parts, lane, completion, &pool);
                 });
+                worked |= more;
             }
-            worked
         });
         self.completions = completions;
         if heard {
             self.curious = None;
         }
-        worked
+        worked || !self.dirty.is_empty()
     }
 
     /// Sees to it that no host keeps the receives of a lane to itself: capsules with data keep theirs until the target has
@@ -553,8 +553,9 @@ impl Poller for RdmaTransport {
         for (_, lane) in &mut self.lanes {
             armed |= lane.arm(all);
         }
-        // What has ended before it was armed will not be announced.
-        !(armed && self.poll_lanes())
+        // What has ended before it was armed will not be announced. Even what brings no work may leave some to the target.
+        let worked = armed && (self.poll_lanes() || self.shard.borrow().has_work());
+        !worked && !self.shard.borrow().has_actions(self.port)
     }
 
     fn next_deadline(&self) -> Option<Instant> {

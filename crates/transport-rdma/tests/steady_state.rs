@@ -13,6 +13,7 @@ mod counting;
 mod support;
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use counting::allocations;
 use support::{filled, machine, read, simple, with_device, write, zeroed};
@@ -101,6 +102,19 @@ impl Bench {
             self.world.fabric.run(10_000);
             self.world.reactors[0].turn();
         }
+    }
+
+    /// Lets time pass, in steps short enough for the reactor to spin and sleep meanwhile.
+    fn rest(&mut self, time: Duration) {
+        for _ in 0..20 {
+            self.world.fabric.run(10_000);
+            self.world.reactors[0].step();
+            self.world.clock.advance(time / 20);
+        }
+    }
+
+    fn sleeps(&self) -> u64 {
+        self.world.reactors[0].handle().counters().sleeps
     }
 
     fn epoll_calls(&self) -> u64 {
@@ -247,6 +261,30 @@ fn busy_turns_make_no_system_calls() {
     let after = bench.world.network.total();
     assert_eq!(calls, 0, "calls of epoll");
     assert_eq!(after.events, before.events, "nobody slept");
+}
+
+/// A host with one command outstanding wakes the reactor with each command, and with nothing else: what was sent to it ends
+/// while the reactor sleeps, which nobody has to know.
+#[test]
+fn a_lone_command_wakes_the_reactor_once() {
+    const ROUNDS: u64 = 100;
+    let mut bench = Bench::new(|_| {});
+    let capsules = bench.capsules(Kind::Read);
+    bench.rest(Duration::from_millis(2));
+    let before = bench.world.network.total();
+    let sleeps = bench.sleeps();
+    for capsule in capsules.iter().cycle().take(ROUNDS as usize) {
+        bench.queue.send(capsule);
+        bench.rest(Duration::from_micros(200));
+        bench.queue.turn();
+        assert_eq!(bench.queue.arrived.drain(..).count(), 1);
+    }
+    assert_eq!(bench.world.network.total().events - before.events, ROUNDS);
+    assert!(bench.sleeps() - sleeps >= ROUNDS);
+    // When no more come, what was sent is heard of without another wake-up, and then nothing is watched.
+    bench.rest(Duration::from_millis(2));
+    assert_eq!(bench.world.network.total().completions - before.completions, 2 * ROUNDS);
+    assert_eq!(bench.world.network.total().events - before.events, ROUNDS);
 }
 
 #[test]
