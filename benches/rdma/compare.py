@@ -66,13 +66,15 @@ class Bench:
         with open(f"/proc/{options.daemon}/stat", encoding="ascii"):
             self.stat = f"/proc/{options.daemon}/stat"
         self.pin = ["taskset", "-c", "0" if os.cpu_count() < 3 else "2"]
+        # A host that spins on the only processor takes it from the target that it waits for.
+        self.spin = ["--spin", "0us"] if os.cpu_count() == 1 else []
 
     def perf(self, target, device, rw, depth, seconds):
         where = self.targets[target]
         report, used = run(self.pin + [
             self.options.binary, "perf", "-t", "rdma", "-a", self.options.address, "-s", str(where["port"]),
             "-n", where["nqn"], "--nsid", DEVICES[device][0], "--rw", rw, "--bs", "4k", "--iodepth", str(depth),
-            "--runtime", f"{int(seconds * 1000)}ms", "--json"])
+            "--runtime", f"{int(seconds * 1000)}ms", "--json"] + self.spin)
         part = report["read" if rw == "randread" else "write"]
         return part["iops"], part["ios"], part["latency_ns"]["mean"] / 1000, used
 

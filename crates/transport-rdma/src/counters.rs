@@ -45,6 +45,8 @@ reactor::counters! {
     failed_work,
     /// Queues ended: a capsule was too short, or there were more than the queue has room for.
     violations,
+    /// Queues ended: capsules of their host took nearly all receives for a while, and others had none.
+    receives_reclaimed,
     /// Queues ended: nothing of what was posted ended in time.
     timeouts,
     /// Queue pairs that were destroyed though the device did not say that it had taken its last receive.

@@ -165,11 +165,13 @@ impl Session {
         let reason = self.reason.get_or_insert(reason);
         let peer = self.peer;
         match reason {
-            CloseReason::ShortCapsule(_)
-            | CloseReason::TooManyCommands
-            | CloseReason::TooManyReceives
-            | CloseReason::NoData => {
+            CloseReason::ShortCapsule(_) | CloseReason::TooManyCommands | CloseReason::NoData => {
                 turn.lane.counters.violations.add(1);
+                info!("{peer}: a queue is ended: {reason}");
+            }
+            // Not a fault: where memory is short, the best of hosts has to wait with its capsules.
+            CloseReason::TooManyReceives => {
+                turn.lane.counters.receives_reclaimed.add(1);
                 info!("{peer}: a queue is ended: {reason}");
             }
             CloseReason::Over | CloseReason::Shutdown | CloseReason::Target(_) => {

@@ -356,6 +356,7 @@ impl Life {
         assert_eq!(total.violations, 0, "{total:?}");
         if self.is_calm() {
             assert_eq!((total.failed_work, total.timeouts), (0, 0), "{total:?}");
+            assert_eq!(total.receives_reclaimed, 0, "{total:?}");
         }
         for guest in 0..self.guests.len() {
             if guest.is_multiple_of(2)

@@ -439,6 +439,9 @@ fn a_greedy_host_with_many_queues_leaves_receives_to_others() {
     }
     world.wait(Duration::from_secs(3));
     bystander.is_served(&mut world);
+    let total = world.network.total();
+    assert!(total.receives_reclaimed > 0, "{total:?}");
+    assert_eq!(total.violations, 0, "{total:?}");
 }
 
 #[test]
