@@ -185,14 +185,14 @@ impl Lane {
         self.channel.as_fd()
     }
 
-    /// Hands what has ended to `each`, at most `room` of each completion queue; whether there may be more. The memory of receives has
-    /// to be given back by [`Lane::received`].
+    /// Hands what has ended to `each`, at most `room` of each completion queue; whether anything had. The memory of receives has to be
+    /// given back by [`Lane::received`].
     pub(crate) fn poll(
         &mut self,
         room: &mut [Completion],
         mut each: impl FnMut(&mut Lane, &Completion),
     ) -> bool {
-        let mut all = true;
+        let (mut any, mut all) = (false, true);
         // What was sent is looked at before the capsules that may have come after it.
         for index in (0..self.queues.len()).rev() {
             let Some(it) = self.queues.get(index) else { break };
@@ -208,6 +208,7 @@ impl Lane {
                     0
                 }
             };
+            any |= count > 0;
             all &= count < size;
             self.counters.completions.add_len(count);
             for completion in room.get(..count).unwrap_or_default() {
@@ -217,7 +218,7 @@ impl Lane {
         if all {
             self.emptied += 1;
         }
-        !all
+        any
     }
 
     /// How often everything that had ended has been taken.

@@ -277,13 +277,6 @@ impl Session {
         }
     }
 
-    /// Whether this is an answer's end and nothing more: nobody waits for it, and it brings no work.
-    pub(crate) fn is_end_of_answer(completion: &Completion) -> bool {
-        !completion.is_receive()
-            && completion.status() == verbs::Status::SUCCESS
-            && Purpose::of(completion.tag()).is_some_and(|(it, _)| it != Purpose::Read)
-    }
-
     fn failed(&mut self, status: verbs::Status, turn: &mut Turn<'_>) {
         if status == verbs::Status::FLUSHED {
             // Somebody has ended the queue pair, and will say so.

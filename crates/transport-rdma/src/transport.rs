@@ -325,26 +325,24 @@ impl RdmaTransport {
         self.shared.order(Order::Accept(connection));
     }
 
-    /// Takes what has ended on every lane; whether that brought work.
+    /// Takes what has ended on every lane; whether anything had.
     fn poll_lanes(&mut self) -> bool {
         let mut completions = std::mem::take(&mut self.completions);
         let pool = self.pool.clone();
-        let (mut heard, mut worked) = (false, false);
+        let (mut worked, mut heard) = (false, false);
         self.turn(|parts, lanes| {
             for (_, lane) in lanes.iter_mut() {
-                let more = lane.poll(&mut completions, |lane, completion| {
+                worked |= lane.poll(&mut completions, |lane, completion| {
                     heard |= !completion.is_receive();
-                    worked |= !Session::is_end_of_answer(completion);
                     take(parts, lane, completion, &pool);
                 });
-                worked |= more;
             }
         });
         self.completions = completions;
         if heard {
             self.curious = None;
         }
-        worked || !self.dirty.is_empty()
+        worked
     }
 
     /// Sees to it that no host keeps the receives of a lane to itself: capsules with data keep theirs until the target has
@@ -553,9 +551,8 @@ impl Poller for RdmaTransport {
         for (_, lane) in &mut self.lanes {
             armed |= lane.arm(all);
         }
-        // What has ended before it was armed will not be announced. Even what brings no work may leave some to the target.
-        let worked = armed && (self.poll_lanes() || self.shard.borrow().has_work());
-        !worked && !self.shard.borrow().has_actions(self.port)
+        // What has ended before it was armed will not be announced.
+        !(armed && self.poll_lanes())
     }
 
     fn next_deadline(&self) -> Option<Instant> {
