@@ -373,6 +373,8 @@ impl Reactor {
         let now = self.clock.now();
         self.meter.slept(now, &shared.counters);
         self.epoll_due = EpollDue { turns: 0, asked: now, more: waited.more };
+        // What woke it is known already: the next turn need not ask again.
+        self.last = Progress::from_worked(waited.events > 0);
     }
 }
 

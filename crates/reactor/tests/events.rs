@@ -1,8 +1,10 @@
 //! Event sources over pipes and sockets.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::cell::Cell;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::time::Duration;
 
 use reactor::{
@@ -200,6 +202,55 @@ fn what_only_wakes_from_sleep_costs_no_call_while_awake() {
     reactor.local().add_poller(Box::new(Until(reactor.handle())));
     reactor.run();
     assert_eq!(source.next(), Some((0, Readiness::READ)));
+}
+
+/// Is written to whenever its reactor goes to sleep.
+struct Sleeper {
+    source: EventSource,
+    other: UnixStream,
+    heard: Rc<Cell<u64>>,
+}
+
+impl reactor::Poller for Sleeper {
+    fn poll(&mut self) -> Progress {
+        let mut worked = false;
+        while self.source.next().is_some() {
+            self.heard.set(self.heard.get() + 1);
+            worked = true;
+        }
+        Progress::from_worked(worked)
+    }
+
+    fn ready_to_sleep(&mut self) -> bool {
+        self.other.write_all(b"x").unwrap();
+        true
+    }
+}
+
+#[test]
+fn what_ended_a_sleep_is_not_asked_for_again() {
+    const EVENTS: u64 = 10;
+    let config = ReactorConfig {
+        ring: RingChoice::Forbidden,
+        idle: reactor::IdlePolicy::Interrupt,
+        clock: SimulatedClock::new().clock(),
+        ..ReactorConfig::default()
+    };
+    let mut reactor = Reactor::new(&config).unwrap();
+    let local = reactor.local().clone();
+    let source = local.source();
+    let (left, other) = pair();
+    source.register(&left, 0, Interest::READ).unwrap();
+    let heard = Rc::new(Cell::new(0));
+    local.add_poller(Box::new(Sleeper { source, other, heard: Rc::clone(&heard) }));
+    while reactor.step() == Progress::Idle {}
+    let (before, already) = (local.counters(), heard.get());
+    while heard.get() < already + EVENTS {
+        reactor.step();
+    }
+    let after = local.counters();
+    assert_eq!(after.sleeps - before.sleeps, EVENTS);
+    assert_eq!(after.epoll_calls - before.epoll_calls, EVENTS);
 }
 
 /// Ends the reactor once it has slept.
