@@ -281,6 +281,11 @@ impl Shard {
         id
     }
 
+    /// How many commands the host may have outstanding on this queue: before Connect, that one.
+    pub fn entries_of(&self, queue: QueueId) -> Option<u16> {
+        Some(self.queues.get(queue)?.entries)
+    }
+
     /// Whose queue this is.
     pub fn host_of(&self, queue: QueueId) -> Option<HostKey> {
         let Key { slot, generation } = self.queues.get(queue)?.host;

@@ -29,9 +29,9 @@ use report::Report;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 use workload::{Mode, Workload};
 
@@ -416,18 +416,22 @@ fn watch(
     let keep_alive = controller.options().keep_alive / 3;
     let mut last_keep_alive = Instant::now();
     let mut error = None;
+    // Whether the jobs are to run, once it is known that there is a thread for each: one that runs takes memory, of which its
+    // process may have no more than the threads just fit into.
+    let start = OnceLock::new();
     let outcomes = std::thread::scope(|scope| -> anyhow::Result<Vec<Outcome>> {
         let (sender, receiver) = mpsc::channel();
         for (number, job) in jobs.into_iter().enumerate() {
-            let sender = sender.clone();
+            let (sender, start) = (sender.clone(), &start);
             let run = move || {
-                // The receiver outlives every job.
-                let _ = sender.send(job.run());
+                if *start.wait() {
+                    // The receiver outlives every job.
+                    let _ = sender.send(job.run());
+                }
             };
             let thread = std::thread::Builder::new().name(format!("job {number}"));
             if let Err(error) = thread.spawn_scoped(scope, run) {
-                // Those that have begun would run to their end.
-                shared.stop.store(true, Ordering::Relaxed);
+                let _ = start.set(false);
                 return Err(error).with_context(|| {
                     format!(
                         "cannot start a thread for each of {count} jobs, lower --numjobs or raise what this process may have (ulimit -u, ulimit -v)"
@@ -436,6 +440,7 @@ fn watch(
             }
         }
         drop(sender);
+        let _ = start.set(true);
         let mut outcomes = Vec::new();
         while outcomes.len() < count {
             match receiver.recv_timeout(TICK) {

@@ -50,6 +50,13 @@ fn index_of(token: u64) -> usize {
     usize::try_from(token >> 32).unwrap_or(usize::MAX)
 }
 
+/// A point in the order in which the receives of a shared queue ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    emptied: u64,
+    taken: u64,
+}
+
 /// A completion queue of a lane.
 #[derive(Debug)]
 struct Completions {
@@ -78,6 +85,14 @@ pub(crate) struct LaneParts {
     pub(crate) counters: Arc<Counters>,
 }
 
+/// What is left of a lane, or of a part of it. Whoever drops it last deregisters memory and destroys completion queues.
+#[derive(Debug)]
+pub(crate) struct Remains {
+    _queues: Vec<CompletionQueue>,
+    _channel: CompletionChannel,
+    _memory: Arc<RegisteredArena>,
+}
+
 /// The shared receive queue of a lane.
 #[derive(Debug)]
 struct Shared {
@@ -93,7 +108,6 @@ struct Shared {
 #[derive(Debug)]
 pub(crate) struct Lane {
     pub(crate) id: LaneId,
-    pub(crate) memory: Arc<RegisteredArena>,
     pub(crate) in_capsule: u32,
     pub(crate) invalidates: bool,
     pub(crate) max_message: u32,
@@ -103,14 +117,17 @@ pub(crate) struct Lane {
     shared: Option<Shared>,
     /// The session of each queue pair, by its number.
     pub(crate) sessions: HashMap<u32, usize, BuildHasherDefault<NumberHasher>>,
-    /// How often the completion queues were found empty.
+    /// How often the first completion queue, which takes the shared receives, was found empty, and how many it has had.
     emptied: u64,
+    taken: u64,
     /// Since when hardly any receives have been posted.
     short_since: Option<Instant>,
     /// It has just turned out that it does not work any more.
     broken: bool,
     /// No new queues: it goes when the last of its queues has gone and been destroyed.
     pub(crate) closing: bool,
+    // After what is received into it.
+    pub(crate) memory: Arc<RegisteredArena>,
 }
 
 /// Spreads numbers of queue pairs, which devices give out one after the other.
@@ -166,6 +183,7 @@ impl Lane {
             shared,
             sessions: HashMap::default(),
             emptied: 0,
+            taken: 0,
             short_since: None,
             broken: false,
             closing: false,
@@ -180,6 +198,28 @@ impl Lane {
         self.queues.push(Completions { queue, of, armed: false });
     }
 
+    /// Gives the last completion queue back, which nobody uses.
+    pub(crate) fn shrink(&mut self) -> Remains {
+        let last = self.queues.pop();
+        self.remains(last)
+    }
+
+    /// The end of a lane that [may go](Lane::may_go): its shared receive queue is destroyed here, with which the memory of the
+    /// receives is this thread's again.
+    pub(crate) fn into_remains(mut self) -> Remains {
+        self.shared = None;
+        let queues = std::mem::take(&mut self.queues);
+        self.remains(queues)
+    }
+
+    fn remains(&self, queues: impl IntoIterator<Item = Completions>) -> Remains {
+        Remains {
+            _queues: queues.into_iter().map(|it| it.queue).collect(),
+            _channel: self.channel.clone(),
+            _memory: Arc::clone(&self.memory),
+        }
+    }
+
     /// The descriptor that becomes readable when an armed completion queue has something.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
@@ -192,7 +232,7 @@ impl Lane {
         room: &mut [Completion],
         mut each: impl FnMut(&mut Lane, &Completion),
     ) -> bool {
-        let (mut any, mut all) = (false, true);
+        let mut any = false;
         // What was sent is looked at before the capsules that may have come after it.
         for index in (0..self.queues.len()).rev() {
             let Some(it) = self.queues.get(index) else { break };
@@ -209,21 +249,28 @@ impl Lane {
                 }
             };
             any |= count > 0;
-            all &= count < size;
+            if index == 0 {
+                self.emptied += u64::from(count < size);
+                self.taken = self.taken.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
+            }
             self.counters.completions.add_len(count);
             for completion in room.get(..count).unwrap_or_default() {
                 each(self, completion);
             }
         }
-        if all {
-            self.emptied += 1;
-        }
         any
     }
 
-    /// How often everything that had ended has been taken.
-    pub(crate) fn emptied(&self) -> u64 {
-        self.emptied
+    /// Now: what has ended by now may still be in the completion queue.
+    pub(crate) fn moment(&self) -> Moment {
+        Moment { emptied: self.emptied, taken: self.taken }
+    }
+
+    /// Whether every shared receive that had ended then has been taken. A reactor that never gets to the end of the queue has when it
+    /// has taken as many since as fit in.
+    pub(crate) fn is_past(&self, then: Moment) -> bool {
+        let room = self.queues.first().map_or(0, |it| it.queue.capacity());
+        then.emptied < self.emptied || self.taken.saturating_sub(then.taken) >= room.into()
     }
 
     /// Has completion queues announce what comes next, if they do not already: those for receives, or all. Whether any does that

@@ -25,14 +25,15 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memory::SharedMemory;
 use nvme::rdma::{Accept, Reject, RejectStatus, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::{debug, info, warn};
 use verbs::{
-    AsyncEvent, Connection, ConnectionId, Event, EventChannel, Kind, Library, Parameters, Wishes,
+    AsyncEvent, Connection, ConnectionId, Device, Event, EventChannel, Kind, Library, Parameters,
+    Wishes,
 };
 use zerocopy::IntoBytes;
 
@@ -45,6 +46,8 @@ use listener::{Door, Listeners};
 
 /// Events of each kind taken in a turn.
 const EVENTS_PER_TURN: usize = 64;
+/// How long a device that turned out to be of no use is not tried again: registering memory up to where it fails takes its time.
+const UNUSABLE: Duration = Duration::from_secs(10);
 /// The most commands that a host may announce for a queue.
 const COMMANDS_MOST: u32 = 4096;
 
@@ -58,6 +61,8 @@ pub struct Manager {
     early: Early,
     listeners: Listeners,
     adapters: Vec<Adapter>,
+    /// Devices that could not be used: when that was, and why.
+    unusable: HashMap<String, (Instant, String)>,
     events: EventChannel,
     /// What devices of the target consist of.
     media: Vec<Weak<SharedMemory>>,
@@ -92,6 +97,7 @@ impl Manager {
             links: HashMap::new(),
             listeners: Listeners::default(),
             adapters: Vec::new(),
+            unusable: HashMap::new(),
             events,
             media: Vec::new(),
             next_lane: 0,
@@ -157,7 +163,7 @@ impl Manager {
                     drop(pair);
                     if let Some(link) = self.links.remove(&id) {
                         reject(&link.connection, RejectStatus::NoResources);
-                        self.leave(&link.berth);
+                        self.leave(&link);
                     }
                 }
                 Order::End(id) => {
@@ -171,7 +177,7 @@ impl Manager {
                 Order::Bury(id, pair) => {
                     drop(pair);
                     if let Some(link) = self.links.remove(&id) {
-                        self.leave(&link.berth);
+                        self.leave(&link);
                     }
                 }
                 Order::Broken(lane) => {
@@ -179,6 +185,7 @@ impl Manager {
                         adapter.close_lane(lane, &self.shared);
                     }
                 }
+                Order::Destroy(remains) => drop(remains),
                 Order::Lend(media) => self.lend(media),
                 Order::Shutdown => self.listeners.clear(),
                 Order::Stop => self.stopped = true,
@@ -201,10 +208,10 @@ impl Manager {
     }
 
     /// A connection's place with its device is free again.
-    fn leave(&mut self, berth: &Berth) {
-        let adapter = self.adapters.iter_mut().find(|adapter| adapter.id() == berth.adapter);
-        if let Some(adapter) = adapter {
-            adapter.leave(berth);
+    fn leave(&mut self, link: &Link) {
+        let of_it = |adapter: &&mut Adapter| adapter.id() == link.berth.adapter;
+        if let Some(adapter) = self.adapters.iter_mut().find(of_it) {
+            adapter.leave(&link.berth, link.connection.id(), &self.shared);
         }
     }
 
@@ -329,7 +336,7 @@ impl Manager {
     ) -> Result<(Arrival, Berth), String> {
         let device = connection.device().map_err(|error| error.to_string())?;
         let device = device.ok_or_else(|| "it has no device".to_owned())?;
-        let adapter = self.adapter(&device).map_err(|error| error.to_string())?;
+        let adapter = self.adapter(&device)?;
         let place = self.shared.placement.place(peer.ip());
         let place = place.ok_or_else(|| "there is no reactor".to_owned())?;
         let commands = request.commands().min(COMMANDS_MOST);
@@ -345,7 +352,7 @@ impl Manager {
         });
         let made = made.map_err(|error| error.to_string())?;
         if let Err(error) = connection.prepare(&made.pair) {
-            adapter.leave(&made.berth);
+            adapter.leave(&made.berth, connection.id(), &shared);
             return Err(error.to_string());
         }
         adapter.connected(&made.berth, connection.id());
@@ -384,15 +391,28 @@ impl Manager {
         }
     }
 
-    /// The adapter of a device, made unless it is there: its place among the adapters.
-    fn adapter(&mut self, device: &verbs::Device) -> Result<usize, verbs::VerbsError> {
+    /// The adapter of a device, made unless it is there: its place among the adapters. Or why there is none, which is found out
+    /// anew every [`UNUSABLE`] at most.
+    fn adapter(&mut self, device: &Device) -> Result<usize, String> {
         let known = self.adapters.iter().position(|adapter| adapter.device() == device);
         if let Some(known) = known {
             return Ok(known);
         }
+        self.unusable.retain(|_, (since, _)| since.elapsed() < UNUSABLE);
+        if let Some((_, why)) = self.unusable.get(device.name()) {
+            return Err(why.clone());
+        }
         self.next_adapter += 1;
         let id = AdapterId(self.next_adapter);
-        let adapter = Adapter::new(id, device, &self.shared, &self.events)?;
+        let adapter = match Adapter::new(id, device, &self.shared, &self.events) {
+            Ok(adapter) => adapter,
+            Err(error) => {
+                let (name, why) = (device.name(), error.to_string());
+                warn!("RDMA device {name} cannot be used: {why}");
+                self.unusable.insert(name.to_owned(), (Instant::now(), why.clone()));
+                return Err(why);
+            }
+        };
         info!("RDMA device {}", adapter.describe());
         for medium in self.media.iter().filter_map(Weak::upgrade) {
             adapter.lend(&medium);
@@ -404,9 +424,8 @@ impl Manager {
     /// Registers memory with the devices that are listened on before the first host comes by them.
     fn open_listened_devices(&mut self) {
         for device in self.listeners.unopened_devices(&self.library) {
-            if let Err(error) = self.adapter(&device) {
-                warn!("RDMA device {} cannot be used: {error}", device.name());
-            }
+            // What stands in the way has been said.
+            let _ = self.adapter(&device);
         }
     }
 

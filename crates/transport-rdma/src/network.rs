@@ -28,7 +28,7 @@ use verbs::{CompletionQueue, ConnectionId, Library, QueuePair};
 use crate::config::RdmaConfig;
 use crate::counters::{CounterValues, Counters};
 use crate::error::{BindError, RdmaError};
-use crate::lane::{Ends, LaneId, LaneParts};
+use crate::lane::{Ends, LaneId, LaneParts, Remains};
 use crate::manager::Manager;
 
 /// NVMe/RDMA on all reactors of a process. Clones are the same; any thread may hold one.
@@ -70,6 +70,8 @@ pub(crate) enum Note {
     Open(LaneParts),
     /// A lane gets another completion queue.
     Extend(LaneId, CompletionQueue, Ends),
+    /// Nobody has a place in the lane's last completion queue: it is to be given back.
+    Shrink(LaneId),
     /// A queue pair that is to be connected.
     Serve(Arrival),
     /// The connection is over.
@@ -120,6 +122,8 @@ pub(crate) enum Order {
     Bury(ConnectionId, Option<QueuePair>),
     /// The lane does not work any more: the next queue gets another one.
     Broken(LaneId),
+    /// What a reactor needs no more: destroying it may take its time, which it is not to take from a reactor.
+    Destroy(Remains),
     /// These are the media that devices of the target consist of.
     Lend(Vec<Arc<SharedMemory>>),
     /// Cease to listen anywhere.

@@ -7,7 +7,8 @@
 //!      +-- error, violation, end of the connection --> Closing --flushed, last receive--> destroyed by the manager
 //! ```
 //!
-//! A capsule becomes a command at once, or waits in order while the target has no room; there are never more of both than the queue's depth.
+//! A capsule becomes a command at once, or waits in order while the target has no room; there are never more of both than the queue has
+//! entries by its Connect: a host that sends more breaks the protocol, and would otherwise keep receives that it shares with others.
 //! The target's wishes become entries (RDMA reads to fetch data, answers), and at the end of the turn as many of them as there is room
 //! for become one chain of work requests. Data writes are not signalled: the response behind them on the same queue pair is, and
 //! its completion tells of them.
@@ -29,7 +30,7 @@ use target::{QueueId, RequestId, Shard};
 use verbs::{Completion, ConnectionId, SendChain, VerbsError, WorkQueue};
 
 use crate::command::{Capsule, Commands};
-use crate::lane::Lane;
+use crate::lane::{Lane, Moment};
 use crate::network::Shared;
 use crate::receives::Receives;
 
@@ -61,9 +62,11 @@ pub(crate) struct Session {
     _place: Place,
     phase: Phase,
     reason: Option<CloseReason>,
-    /// Commands that the host may have outstanding, and RDMA reads of ours. A host that is granted less than it asked for may
-    /// send what it asked for all the same, as Linux does.
+    /// Commands that it asked for with the connection. One that is granted less may use them all the same, as Linux does.
+    commands_most: usize,
+    /// Commands that it may have outstanding, as far as that has been looked up: the target learns it from Connect.
     commands: usize,
+    /// RDMA reads of ours that may be out.
     reads_most: usize,
     /// Its own receives, where the device has no shared queue.
     own: Option<Receives>,
@@ -81,10 +84,12 @@ pub(crate) struct Session {
     answers: VecDeque<Answer>,
     /// Responses in memory, where the device takes nothing inline.
     responses: Option<ResponseRoom>,
-    /// How often everything that had ended had been taken when the device said that the queue pair had taken its last receive.
-    last_receive: Option<u64>,
+    /// When the device said that the queue pair had taken its last receive.
+    last_receive: Option<Moment>,
     /// When something that was posted last ended, or was posted to an idle queue.
     progress: Instant,
+    /// Since when others wait for memory that it has on loan, and how much of what was posted then is still out.
+    wanted: Option<(Instant, usize)>,
     /// There is something to post.
     pub(crate) dirty: bool,
     /// It is in the list of those that have.
@@ -192,7 +197,8 @@ impl Session {
             _place: place,
             phase: Phase::Open,
             reason: None,
-            commands: usize::try_from(commands).unwrap_or(usize::MAX).max(depth),
+            commands_most: usize::try_from(commands).unwrap_or(usize::MAX).max(depth),
+            commands: 1,
             reads_most: reads.into(),
             own,
             accepted: 0,
@@ -204,6 +210,7 @@ impl Session {
             responses,
             last_receive: None,
             progress: turn.now,
+            wanted: None,
             dirty: false,
             listed: false,
         };
@@ -247,7 +254,7 @@ impl Session {
         }
     }
 
-    /// A work request of its own has ended, a receive of a shared queue aside. Whether the request's tag is to be looked at.
+    /// A work request of its own has ended, a receive of a shared queue aside.
     pub(crate) fn ended(&mut self, completion: &Completion, turn: &mut Turn<'_>) {
         self.progress = turn.now;
         if completion.is_receive() {
@@ -257,7 +264,11 @@ impl Session {
             }
             return;
         }
+        let before = self.work.outstanding();
         self.work.retire(completion);
+        if let Some((_, left)) = &mut self.wanted {
+            *left = left.saturating_sub(before.saturating_sub(self.work.outstanding()));
+        }
         if !self.is_open() {
             return;
         }

@@ -50,12 +50,11 @@ pub struct RdmaTransport {
     dirty: Vec<usize>,
     closing: Vec<usize>,
     next_tick: Instant,
-    /// Some session or a lane has to be watched.
-    watched: bool,
-    /// When it wants to hear of what it sent, since nothing of that has ended for a while.
-    curious: Option<Instant>,
-    /// It sleeps until then at most.
-    sent_alone: bool,
+    /// Until when what it has sent, and nothing depends on, is left alone while it sleeps: completion queues for sends are not armed.
+    /// Set by the first sleep since any of that ended.
+    reap_at: Option<Instant>,
+    /// How long it may sleep.
+    sleep_until: Option<Instant>,
     stopping: bool,
 }
 
@@ -139,9 +138,8 @@ impl RdmaTransport {
             dirty: Vec::new(),
             closing: Vec::new(),
             next_tick: Instant::ZERO,
-            watched: false,
-            curious: None,
-            sent_alone: false,
+            reap_at: None,
+            sleep_until: None,
             stopping: false,
         }))
     }
@@ -191,6 +189,11 @@ impl RdmaTransport {
                 Note::Extend(id, queue, of) => {
                     if let Some(lane) = self.lane_index(id).and_then(|it| self.lanes.get_mut(it)) {
                         lane.extend(queue, of);
+                    }
+                }
+                Note::Shrink(id) => {
+                    if let Some(lane) = self.lane_index(id).and_then(|it| self.lanes.get_mut(it)) {
+                        self.shared.order(Order::Destroy(lane.shrink()));
                     }
                 }
                 Note::Serve(arrival) => self.serve(arrival),
@@ -255,6 +258,7 @@ impl RdmaTransport {
                 // The descriptor leaves the epoll instance when it is closed, at the latest.
                 let _ = self.source.deregister(lane.descriptor(), key);
             }
+            self.shared.order(Order::Destroy(lane.into_remains()));
         }
     }
 
@@ -340,7 +344,7 @@ impl RdmaTransport {
         });
         self.completions = completions;
         if heard {
-            self.curious = None;
+            self.reap_at = None;
         }
         worked
     }
@@ -432,6 +436,7 @@ impl RdmaTransport {
                     }
                 }
             });
+            self.share_receives();
             self.drop_closed_lanes();
         }
         let mut closing = std::mem::take(&mut self.closing);
@@ -507,14 +512,13 @@ impl Poller for RdmaTransport {
         });
         worked |= self.poll_lanes();
         worked |= self.act();
-        self.share_receives();
         worked |= self.watch();
         Progress::from_worked(worked)
     }
 
     fn flush(&mut self) {
         self.act();
-        let dirty = std::mem::take(&mut self.dirty);
+        let mut dirty = std::mem::take(&mut self.dirty);
         self.turn(|parts, lanes| {
             for &index in &dirty {
                 let Some(served) = parts.sessions.get_mut(index) else { continue };
@@ -525,10 +529,7 @@ impl Poller for RdmaTransport {
                 }
             }
         });
-        // What has become dirty meanwhile is behind what was.
-        let mut dirty = dirty;
         dirty.clear();
-        dirty.append(&mut self.dirty);
         self.dirty = dirty;
         self.post_receives();
     }
@@ -542,11 +543,13 @@ impl Poller for RdmaTransport {
         }
         let suspense = self.sessions.iter().map(|(_, served)| served.session.suspense()).max();
         let suspense = suspense.unwrap_or(Suspense::None);
-        self.watched = suspense > Suspense::None || self.lanes.iter().any(|(_, lane)| lane.closing);
+        let watched = suspense > Suspense::None || self.lanes.iter().any(|(_, lane)| lane.closing);
         let now = self.local.now();
-        self.sent_alone =
-            suspense == Suspense::Idle && now < *self.curious.get_or_insert(now + SENT_ALONE);
-        let all = suspense > Suspense::None && !self.sent_alone;
+        let alone =
+            suspense == Suspense::Idle && now < *self.reap_at.get_or_insert(now + SENT_ALONE);
+        let until = [self.reap_at.filter(|_| alone), watched.then_some(self.next_tick)];
+        self.sleep_until = until.into_iter().flatten().min();
+        let all = suspense > Suspense::None && !alone;
         let mut armed = false;
         for (_, lane) in &mut self.lanes {
             armed |= lane.arm(all);
@@ -556,9 +559,7 @@ impl Poller for RdmaTransport {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let tick = self.watched.then_some(self.next_tick);
-        let curious = self.curious.filter(|_| self.sent_alone);
-        tick.into_iter().chain(curious).min()
+        self.sleep_until
     }
 
     fn name(&self) -> &'static str {

@@ -15,6 +15,9 @@ use crate::software::Shared;
 use crate::sys::{self, Api};
 use crate::{OpenError, VerbsError, error};
 
+/// A device by its name, or why it cannot be opened.
+pub type NamedDevice = (String, Result<Device, VerbsError>);
+
 pub(crate) struct Root {
     pub(crate) api: &'static Api,
     /// In the place of the libraries' entrances, which take nothing that could lead to it.
@@ -67,11 +70,19 @@ impl Library {
     /// Opens every device there is. One that is open already is the same [`Device`], unless it was removed meanwhile.
     ///
     /// # Errors
-    /// If the list cannot be had or a device not be opened. No device at all is an empty list.
+    /// If the list cannot be had, or some device not be opened. No device at all is an empty list.
     pub fn devices(&self) -> Result<Vec<Device>, VerbsError> {
+        self.each_device()?.into_iter().map(|(_, device)| device).collect()
+    }
+
+    /// The same, each device by its name and on its own: that one cannot be opened says nothing of the others.
+    ///
+    /// # Errors
+    /// If the list cannot be had.
+    pub fn each_device(&self) -> Result<Vec<NamedDevice>, VerbsError> {
+        let open = |device| (Opened::name_of(self, device), self.device(device));
         if let Some(software) = &self.0.software {
-            let all = software.device_list();
-            return all.into_iter().map(|device| self.device(device)).collect();
+            return Ok(software.device_list().into_iter().map(open).collect());
         }
         let mut count = 0;
         // SAFETY: `count` is written to; the list is freed below.
@@ -87,32 +98,33 @@ impl Library {
         }
         let count = usize::try_from(count).unwrap_or_default();
         // SAFETY: the list has `count` entries.
-        let devices = (0..count).map(|index| self.device(unsafe { *list.add(index) })).collect();
+        let devices = (0..count).map(|index| open(unsafe { *list.add(index) })).collect();
         // SAFETY: the list just made; the devices that were opened stay.
         unsafe { (self.api().ibv_free_device_list)(list) };
-        devices
+        Ok(devices)
     }
 
     /// The device of this description, opened unless it is.
     pub(crate) fn device(&self, device: *mut sys::Device) -> Result<Device, VerbsError> {
+        let name = Opened::name_of(self, device);
+        // Dropped after the lock is released: whoever is the last closes the device.
+        let known: Vec<_>;
         let mut devices = self.0.devices.lock().unwrap_or_else(PoisonError::into_inner);
         devices.retain(|known| known.strong_count() > 0);
-        let name = Opened::name_of(self, device);
-        let known: Vec<_> = devices.iter().filter_map(Weak::upgrade).collect();
+        known = devices.iter().filter_map(Weak::upgrade).collect();
         if known.iter().any(|known| known.is_of(device) && known.is_removed()) {
             // Opened once more, nobody would ever be told again that it is to be closed.
             let source = io::Error::from_raw_os_error(libc::ENODEV);
             return Err(VerbsError::Call { call: "ibv_open_device", source });
         }
-        let open = known.into_iter().find(|known| known.is(&name));
+        let open = known.iter().find(|known| known.is(&name));
         let opened = if let Some(known) = open {
-            known
+            Arc::clone(known)
         } else {
             let opened = Arc::new(Opened::open(self.clone(), device, name)?);
             devices.push(Arc::downgrade(&opened));
             opened
         };
-        // Released before `devices`: what is dropped with it does not come back here.
         Ok(Device(opened))
     }
 
@@ -149,7 +161,8 @@ unsafe fn vacate(context: *mut sys::Context) {
     // Without it, the device stays open: the kernel waits for the end of the process.
     let Ok(nobody) = File::options().read(true).write(true).open("/dev/null") else { return };
     for file in files.into_iter().filter(|file| *file >= 0) {
-        // SAFETY: a descriptor of the context's, which is not closed here. Nothing of librdmacm's is mapped from it or waits for it.
+        // SAFETY: a descriptor of the context's, which is not closed here. Nothing waits for it. What a driver has mapped from it
+        // stays mapped: the kernel revokes that with the device.
         let mut file = unsafe { ManuallyDrop::new(OwnedFd::from_raw_fd(file)) };
         let _ = dup3(&nobody, &mut file, DupFlags::CLOEXEC);
     }

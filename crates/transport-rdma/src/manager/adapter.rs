@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use memory::SharedMemory;
+use memory::{SLAB_SIZE, SharedMemory};
 use tracing::{debug, warn};
 use verbs::{
     Access, Capacity, CompletionChannel, CompletionQueue, Connection, ConnectionId, Device, Domain,
@@ -132,6 +132,12 @@ struct CompletionPlaces {
     free: u32,
 }
 
+impl CompletionPlaces {
+    fn is_free(&self) -> bool {
+        self.free == self.queue.capacity()
+    }
+}
+
 impl Adapter {
     /// Registers the whole arena with the device.
     pub(super) fn new(
@@ -142,6 +148,13 @@ impl Adapter {
     ) -> Result<Adapter, VerbsError> {
         if device.attributes().max_sge < 2 {
             return Err(VerbsError::Misuse("it receives into one piece of memory only"));
+        }
+        let slabs = u32::try_from(shared.arena.slabs().len()).unwrap_or(u32::MAX);
+        if device.attributes().max_mr < slabs || device.attributes().max_mr_size < SLAB_SIZE as u64
+        {
+            return Err(VerbsError::Misuse(
+                "the pools need more memory regions, of 2 MiB, than it has",
+            ));
         }
         let domain = Domain::new(device)?;
         let memory = Arc::new(RegisteredArena::new(&domain, &shared.arena, Access::LOCAL_WRITE)?);
@@ -275,15 +288,18 @@ impl Adapter {
         self.connections.values().map(|(id, _)| *id)
     }
 
-    /// A queue pair has been destroyed.
-    pub(super) fn leave(&mut self, berth: &Berth) {
-        self.connections.remove(&berth.number);
+    /// A queue pair has been destroyed. Another one may have its number already.
+    pub(super) fn leave(&mut self, berth: &Berth, id: ConnectionId, shared: &Shared) {
+        if self.connections.get(&berth.number).is_some_and(|(known, _)| *known == id) {
+            self.connections.remove(&berth.number);
+        }
         let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == berth.lane) else { return };
         for places in berth.places() {
             if let Some(queue) = lane.queues.get_mut(places.queue) {
                 queue.free = queue.free.saturating_add(places.count);
             }
         }
+        lane.shrink(shared);
     }
 
     /// Makes a reactor its lane; its place among the lanes.
@@ -373,6 +389,18 @@ impl Lane {
         let new = self.add_queue(of, capacity, device)?;
         shared.note(self.reactor, Note::Extend(self.id, new, of));
         Ok(Places { queue: self.queues.len() - 1, count })
+    }
+
+    /// Gives the last completion queue back if nobody has a place in it nor in another of its kind, which stays for those who come next.
+    fn shrink(&mut self, shared: &Shared) {
+        while let [others @ .., last] = &self.queues[..]
+            && last.is_free()
+            && others.iter().any(|it| it.of == last.of && it.is_free())
+        {
+            // Its reactor has it still, and sends it here to be destroyed.
+            self.queues.pop();
+            shared.note(self.reactor, Note::Shrink(self.id));
+        }
     }
 
     fn add_queue(

@@ -70,6 +70,22 @@ fn is_in_use(error: &VerbsError) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::ADDRINUSE.raw_os_error())
 }
 
+/// All devices that can be opened. Another one, and one that comes later, is used once a host comes by it.
+fn openable(library: &Library) -> Vec<Device> {
+    let all = library.each_device().unwrap_or_else(|error| {
+        warn!("RDMA devices cannot be listed: {error}");
+        Vec::new()
+    });
+    let opened = all.into_iter().filter_map(|(name, device)| match device {
+        Ok(device) => Some(device),
+        Err(error) => {
+            warn!("RDMA device {name} cannot be opened: {error}");
+            None
+        }
+    });
+    opened.collect()
+}
+
 impl Listeners {
     /// Takes an address now, or later within `patience` if it is in use.
     pub(super) fn bind(
@@ -197,7 +213,7 @@ impl Listeners {
             match connection.device() {
                 Ok(Some(device)) => devices.push(device),
                 // On all addresses.
-                Ok(None) => devices.extend(library.devices().unwrap_or_default()),
+                Ok(None) => devices.extend(openable(library)),
                 Err(error) => warn!("the RDMA device of {}: {error}", listener.address),
             }
         }

@@ -1,9 +1,7 @@
 //! The end of a queue: why, and when its queue pair may be destroyed.
 
-use std::fmt;
-use std::time::Duration;
-
 use reactor::Instant;
+use std::fmt;
 use target::DisconnectReason;
 use tracing::{debug, info};
 use verbs::QueuePair;
@@ -11,6 +9,10 @@ use verbs::QueuePair;
 use super::{Session, Turn};
 use crate::config::RdmaConfig;
 use crate::network::Order;
+
+/// How many times [`RdmaConfig::lease`] all that is posted may take to end while others wait for memory that was lent for some of it: one
+/// piece may end in time after the other, and the last be wanted all that while.
+const LEASES_MOST: u32 = 4;
 
 /// How far a session has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +22,8 @@ pub(super) enum Phase {
     Ending {
         deadline: Instant,
     },
-    /// Everything is flushed, since when the manager has ended the queue pair: it may be busy.
+    /// Nothing is posted any more. Since when the manager has ended the queue pair, which flushes what is posted; until then no
+    /// deadline runs, for the manager may be busy.
     Closing {
         since: Option<Instant>,
     },
@@ -142,18 +145,32 @@ impl Session {
                     self.close(CloseReason::Over, turn);
                 }
             }
-            Phase::Open if self.is_stuck(turn.now.since(self.progress), config) => {
-                turn.lane.counters.timeouts.add(1);
-                self.close(CloseReason::Timeout, turn);
+            Phase::Open => {
+                if self.is_stuck(turn.now, config) {
+                    turn.lane.counters.timeouts.add(1);
+                    return self.close(CloseReason::Timeout, turn);
+                }
+                // What waits for room has no need of memory that others want.
+                for answer in &self.answers {
+                    turn.shard.give_back(answer.request);
+                }
             }
-            Phase::Open | Phase::Closing { .. } => {}
+            Phase::Closing { .. } => {}
         }
     }
 
     /// Whether what is posted has not ended for too long: less long if others wait for what was lent for it.
-    fn is_stuck(&self, idle: Duration, config: &RdmaConfig) -> bool {
-        self.work.outstanding() > 0
-            && (idle >= config.progress || idle >= config.lease && self.work.is_wanted())
+    fn is_stuck(&mut self, now: Instant, config: &RdmaConfig) -> bool {
+        let (out, idle) = (self.work.outstanding(), now.since(self.progress));
+        if out == 0 || !self.work.is_wanted() {
+            self.wanted = None;
+            return out > 0 && idle >= config.progress;
+        }
+        let (since, left) = self.wanted.get_or_insert((now, out));
+        if *left == 0 {
+            (*since, *left) = (now, out);
+        }
+        idle >= config.lease || now.since(*since) >= config.lease.saturating_mul(LEASES_MOST)
     }
 
     /// Ends it now: nothing more is posted, and what is posted will be flushed.
@@ -216,7 +233,7 @@ impl Session {
 
     /// The device says that the queue pair has taken its last receive from the shared queue: it is in error.
     pub(crate) fn took_last_receive(&mut self, turn: &mut Turn<'_>) {
-        self.last_receive.get_or_insert(turn.lane.emptied());
+        self.last_receive.get_or_insert(turn.lane.moment());
         self.close(CloseReason::Over, turn);
     }
 
@@ -236,11 +253,11 @@ impl Session {
         }
         if self.last_receive.is_none() && waited >= config.last_receive {
             turn.lane.counters.last_receives_missed.add(1);
-            self.last_receive = Some(turn.lane.emptied());
+            self.last_receive = Some(turn.lane.moment());
         }
         // What it received last may have been in the completion queue when that was said.
         match self.last_receive {
-            Some(then) if then < turn.lane.emptied() => Flushed::Yes,
+            Some(then) if turn.lane.is_past(then) => Flushed::Yes,
             _ => Flushed::NotYet,
         }
     }

@@ -29,7 +29,7 @@ impl Session {
             return self.close(CloseReason::ShortCapsule(length), turn);
         };
         turn.lane.counters.bytes_received.add_len(data);
-        if self.accepted + self.held.len() >= self.commands {
+        if self.accepted + self.held.len() >= self.commands && !self.has_entries(turn) {
             self.give_up(tag, turn);
             return self.close(CloseReason::TooManyCommands, turn);
         }
@@ -41,6 +41,13 @@ impl Session {
             turn.lane.counters.commands_held.add(1);
             self.hold(arrived, turn);
         }
+    }
+
+    /// Whether another command fits the queue after all, which may have been connected since that was looked up.
+    fn has_entries(&mut self, turn: &Turn<'_>) -> bool {
+        let entries = self.queue.and_then(|queue| turn.shard.entries_of(queue));
+        self.commands = entries.map_or(0, usize::from).min(self.commands_most);
+        self.accepted + self.held.len() < self.commands
     }
 
     /// Keeps a command that the target has no room for. What is not needed of its capsule is given back: however many

@@ -1,11 +1,14 @@
 //! Devices that can do little, and hosts that want much.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
 use nvme::rdma::{Reject, RejectStatus};
 use testkit::peer::pattern;
-use testkit::rdma::{Controller, Machine, Options, Phase, Queue, Refused, Wish, World, listed};
+use testkit::rdma::{
+    Controller, Machine, Options, Phase, Queue, Refused, Wish, World, in_capsule, listed,
+};
 use verbs::REJECTED_BY_CONSUMER;
 
 use super::support::{
@@ -39,12 +42,17 @@ fn connections_that_do_not_fit_a_completion_queue_leave_none_behind() {
 }
 
 /// A queue whose connection is made for 512 commands, more than are granted, and whose Connect asks for `entries`.
-fn wide(world: &mut World, machine: &Rc<Machine>, entries: u16) -> (Controller, Queue) {
-    let controller = world.controller(machine, 1, 0).unwrap();
+fn wide(
+    world: &mut World,
+    machine: &Rc<Machine>,
+    host: usize,
+    entries: u16,
+) -> (Controller, Queue) {
+    let controller = world.controller(machine, host, 0).unwrap();
     let wish = Wish::new(world.addresses[0], 1, 512);
     let mut queue = world.connected(Queue::ask(machine, wish)).unwrap();
     assert_eq!(queue.granted, 128);
-    world.connect_command(&mut queue, 1, 1, controller.cntlid, entries).unwrap();
+    world.connect_command(&mut queue, host, 1, controller.cntlid, entries).unwrap();
     (controller, queue)
 }
 
@@ -55,12 +63,12 @@ fn responses_that_do_not_go_inline_are_not_mixed_up() {
     (options.devices[0].max_inline, options.devices[0].max_qp_wr) = (0, 200);
     let mut world = World::new(&options);
     let machine = machine(&world);
-    let (_controller, mut queue) = wide(&mut world, &machine, 128);
+    let (_controller, mut queue) = wide(&mut world, &machine, 1, 128);
     let target = world.fabric.peer(queue.number()).unwrap();
     let segment = zeroed(&machine, 512);
     // All answers are made before the first one leaves.
     for _ in 0..3 {
-        for cid in 0..300 {
+        for cid in 0..128 {
             queue.send(&simple(&queue, read(cid, 0, 512), &segment));
         }
         while queue.under_way() > 0 {
@@ -75,7 +83,7 @@ fn responses_that_do_not_go_inline_are_not_mixed_up() {
         }
         world.fabric.hold(target, false);
         world.settle();
-        let mut seen = [false; 300];
+        let mut seen = [false; 128];
         for _ in 0..10 {
             world.settle();
             for answer in answers(&mut queue) {
@@ -121,22 +129,25 @@ fn reactors_beyond_the_devices_shared_queues_have_queues_of_their_own() {
     is_served(&mut world, &mut second, 2);
 }
 
+/// However few commands their queues have room for, and under however many names they come.
 #[test]
-fn a_host_that_takes_all_receives_does_not_keep_them() {
+fn hosts_that_take_all_receives_do_not_keep_them() {
     let mut options = Options::default();
     options.config.shared_receives = 128;
     let mut world = World::new(&options);
     let machine = machine(&world);
     let (_controller, mut modest) = world.host(&machine, 2);
     is_served(&mut world, &mut modest, 1);
+    let data = vec![1; 4096];
     // Two entries by Connect, though the connection was made for many more.
-    let (_other, mut greedy) = wide(&mut world, &machine, 2);
-    let target = world.fabric.peer(greedy.number()).unwrap();
-    // Its answers take for ever.
-    world.fabric.hold(target, true);
-    let segment = zeroed(&machine, 512);
-    for cid in 0..400 {
-        greedy.send(&simple(&greedy, read(cid, 0, 512), &segment));
+    let mut greedy: Vec<_> =
+        [1, 3].into_iter().map(|host| wide(&mut world, &machine, host, 2)).collect();
+    for (_, queue) in &mut greedy {
+        // Their answers take for ever.
+        world.fabric.hold(world.fabric.peer(queue.number()).unwrap(), true);
+        for cid in 0..400 {
+            queue.send(&in_capsule(write(cid, 0, 4096), &data, 0));
+        }
     }
     for _ in 0..200 {
         world.fabric.run(100);
@@ -146,6 +157,141 @@ fn a_host_that_takes_all_receives_does_not_keep_them() {
     is_served(&mut world, &mut modest, 2);
     let took = world.now().since(before);
     assert!(took < Duration::from_secs(5), "the modest one waited {took:?}");
+    assert_eq!(world.network.total().violations, 2);
+}
+
+#[test]
+fn before_connect_is_answered_nothing_else_is_taken() {
+    let mut world = with_device(|_| {});
+    let machine = machine(&world);
+    let wish = Wish::new(world.addresses[0], 0, 32);
+    let mut queue = world.connected(Queue::ask(&machine, wish)).unwrap();
+    let segment = zeroed(&machine, 512);
+    world.fabric.hold(world.fabric.peer(queue.number()).unwrap(), true);
+    for cid in 0..2 {
+        queue.send(&simple(&queue, read(cid, 0, 512), &segment));
+    }
+    world.until("the end", |world| (world.network.total().violations == 1).then_some(()));
+}
+
+/// A reactor that never gets to the end of its completion queue.
+#[test]
+fn a_queue_goes_though_its_reactor_is_never_done() {
+    let mut world = World::new(&Options { requests: 4096, ..Options::default() });
+    let machine = machine(&world);
+    let (_other, mut leaver) = world.host(&machine, 2);
+    is_served(&mut world, &mut leaver, 1);
+    let controller = world.controller(&machine, 1, 0).unwrap();
+    let mut queues: Vec<_> =
+        (1..=6).map(|qid| world.io_queue(&controller, qid, 128).unwrap()).collect();
+    let segment = zeroed(&machine, 512);
+    let mut cids = vec![VecDeque::from_iter(0..127); queues.len()];
+    let before = world.network.connections();
+    for round in 0..40 {
+        for (queue, cids) in queues.iter_mut().zip(&mut cids) {
+            cids.extend(answers(queue).iter().map(|answer| answer.cid.get()));
+        }
+        // By turns, so that no queue has more answers in a turn than another.
+        while let true = queues.iter_mut().zip(&mut cids).fold(false, |more, (queue, cids)| {
+            let cid = cids.pop_front();
+            if let Some(cid) = cid {
+                // Beyond the end: no device bounds how many are answered in a turn.
+                queue.send(&simple(queue, read(cid, 1 << 30, 512), &segment));
+            }
+            more | cid.is_some()
+        }) {}
+        if round == 8 {
+            leaver.disconnect();
+        }
+        world.fabric.run(100_000);
+        world.turn();
+        world.pass(Duration::from_millis(1));
+    }
+    let total = world.network.total();
+    assert!(total.commands >= 38 * 256, "it was busy all the while: {total:?}");
+    assert_eq!(world.network.connections(), before - 1);
+}
+
+#[test]
+fn completion_queues_go_with_those_who_needed_them() {
+    let mut options = Options::default();
+    // Room for three queues of 128 commands.
+    options.config.completions = 1024;
+    let mut world = World::new(&options);
+    let machine = machine(&world);
+    let completion_queues = |world: &World, hosts: usize| world.fabric.census()[1] - hosts;
+    let controller = world.controller(&machine, 1, 0).unwrap();
+    let few = completion_queues(&world, 1);
+    for _ in 0..3 {
+        let mut queues: Vec<_> =
+            (1..=8).map(|qid| world.io_queue(&controller, qid, 128).unwrap()).collect();
+        for queue in &mut queues {
+            is_served(&mut world, queue, 1);
+        }
+        assert_eq!(completion_queues(&world, 1 + queues.len()), few + 2);
+        drop(queues);
+        world.settle();
+        world.wait(Duration::from_secs(1));
+        assert!(completion_queues(&world, 1) <= few + 1);
+    }
+    drop(controller);
+    world.empties();
+    assert_eq!(completion_queues(&world, 0), few);
+}
+
+/// A host that takes what it has read bit by bit, each in time.
+#[test]
+fn reads_that_are_taken_slowly_hold_up_nobodys_writes_for_long() {
+    let mut world = with_device(|_| {});
+    let machine = machine(&world);
+    let (_one, mut writer) = world.host(&machine, 2);
+    is_served(&mut world, &mut writer, 1);
+    let controller = world.controller(&machine, 1, 0).unwrap();
+    let mut slow = world.io_queue(&controller, 1, 128).unwrap();
+    let target = world.fabric.peer(slow.number()).unwrap();
+    world.fabric.hold(target, true);
+    let segment = zeroed(&machine, 4096);
+    for cid in 0..100 {
+        slow.send(&simple(&slow, read(cid, 0, 4096), &segment));
+    }
+    for _ in 0..100 {
+        world.fabric.run(100);
+        world.turn();
+    }
+    let out = filled(&machine, 0, &pattern(1, 4096));
+    writer.send(&simple(&writer, write(1, 0, 4096), &out));
+    let before = world.now();
+    while writer.arrived.is_empty() {
+        world.fabric.hold(target, false);
+        slow.arrived.clear();
+        while !slow.is_over() && slow.arrived.is_empty() {
+            world.fabric.step();
+            while slow.turn() {}
+        }
+        world.fabric.hold(target, true);
+        for _ in 0..14 {
+            world.pass(Duration::from_millis(100));
+            world.turn();
+            world.fabric.run(100);
+            writer.turn();
+        }
+        let waited = world.now().since(before);
+        // Its queue pair does nothing any more, not even when it is told to end: it is destroyed when that has been noticed.
+        assert!(waited < Duration::from_secs(20), "the writer has waited {waited:?}");
+    }
+    assert_eq!(world.network.total().timeouts, 1);
+}
+
+#[test]
+fn a_device_that_cannot_register_all_memory_is_not_used() {
+    let mut world = with_device(|device| device.max_mr = 1);
+    let machine = machine(&world);
+    for _ in 0..3 {
+        let wish = Wish::new(world.addresses[0], 0, 32);
+        let refused = world.connected(Queue::ask(&machine, wish)).unwrap_err();
+        assert_eq!(status(&refused), RejectStatus::NoResources);
+    }
+    assert!(world.network.devices().is_empty());
 }
 
 #[test]
