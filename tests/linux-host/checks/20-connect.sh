@@ -2,7 +2,8 @@
 # Connecting, being refused, several hosts.
 
 check_connect_with_four_io_queues() {
-  connect "$nqn_files" -i 4
+  # Those of reading and those of writing: no more of either than processors.
+  connect "$nqn_files" -i 2 -W 2
   # The count includes the admin queue.
   expect "the queues" "$(cat "/sys/class/nvme/$controller/queue_count")" 5
   expect "the queue size" "$(cat "/sys/class/nvme/$controller/sqsize")" 127

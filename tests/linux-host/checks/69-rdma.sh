@@ -18,7 +18,8 @@ check_rdma_discover_lists_both_transports() {
 }
 
 check_rdma_connect_with_four_io_queues() {
-  connect "$nqn_files" -i 4
+  # Those of reading and those of writing: no more of either than processors.
+  connect "$nqn_files" -i 2 -W 2
   expect "the queues" "$(cat "/sys/class/nvme/$controller/queue_count")" 5
   expect "the queue size" "$(cat "/sys/class/nvme/$controller/sqsize")" 127
 }
@@ -64,7 +65,7 @@ check_rdma_ext4_survives() {
 
 check_rdma_xfs_survives() {
   grep -qw xfs /proc/filesystems || skip "this kernel has no xfs"
-  connect "$nqn_files" -i 4
+  connect "$nqn_files" -i 2 -W 2
   use_namespace 1
   wipefs -qa "$disk"
   mkfs.xfs -q -f "$disk"
@@ -190,7 +191,7 @@ check_rdma_device_removed_and_back() {
 
 check_rdma_sigterm_while_idle_hosts_are_connected() {
   tidegate_only "is no process"
-  connect "$nqn_files" -i 4
+  connect "$nqn_files" -i 2 -W 2
   connect "$nqn_memory" -i 4
   local began=$SECONDS
   target_stop || fail "exit status $(cat "$scratch/target.status") on SIGTERM"
