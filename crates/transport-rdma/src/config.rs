@@ -6,6 +6,14 @@ use std::time::Duration;
 /// The least depth of a host's queue: NVMe over Fabrics wants 32 entries on the admin queue.
 pub const MIN_QUEUE_DEPTH: u16 = 32;
 
+/// Work requests beyond two for each command: reads, and pieces of large or scattered transfers.
+const SPARE_SENDS: u32 = 32;
+
+/// Work requests of ours that a queue of so many commands has room for, where its device has.
+pub(crate) fn sends(depth: u32) -> u32 {
+    depth.saturating_mul(2).saturating_add(SPARE_SENDS)
+}
+
 /// Configuration of the transport, the same for every device and on every reactor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RdmaConfig {

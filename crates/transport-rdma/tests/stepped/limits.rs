@@ -51,7 +51,7 @@ fn wide(world: &mut World, machine: &Rc<Machine>, entries: u16) -> (Controller, 
 #[test]
 fn responses_that_do_not_go_inline_are_not_mixed_up() {
     let mut options = Options::default();
-    // More than one post takes, and no more than that many answers are ready at a time.
+    // No more than that many answers are ready at a time.
     (options.devices[0].max_inline, options.devices[0].max_qp_wr) = (0, 200);
     let mut world = World::new(&options);
     let machine = machine(&world);
