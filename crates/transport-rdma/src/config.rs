@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::receives::shared_count;
+
 /// The least depth of a host's queue: NVMe over Fabrics wants 32 entries on the admin queue.
 pub const MIN_QUEUE_DEPTH: u16 = 32;
 
@@ -70,5 +72,12 @@ impl RdmaConfig {
         self.shared_receives = self.shared_receives.clamp(64, 64 * 1024);
         self.completions = self.completions.clamp(1024, 1 << 20);
         self
+    }
+
+    /// How many of its shared receives the first device gets from a reactor's pool of so many bytes. Those after it may get fewer.
+    pub fn receives_from(&self, pool: usize) -> u32 {
+        let wanted = usize::try_from(self.shared_receives).unwrap_or(usize::MAX);
+        let data = usize::try_from(self.in_capsule_data).unwrap_or(usize::MAX);
+        u32::try_from(shared_count(wanted, data, pool, 0)).unwrap_or(u32::MAX)
     }
 }

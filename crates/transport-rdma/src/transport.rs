@@ -225,7 +225,8 @@ impl RdmaTransport {
     }
 
     fn open(&mut self, parts: LaneParts) {
-        let lane = Lane::new(parts, &self.pool);
+        let taken = self.lanes.iter().map(|(_, lane)| lane.shared_bytes()).sum();
+        let lane = Lane::new(parts, &self.pool, taken);
         let index = self.lanes.insert(lane);
         let (Some(lane), Ok(key)) = (self.lanes.get(index), u32::try_from(index)) else { return };
         if let Err(error) =

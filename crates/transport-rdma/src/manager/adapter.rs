@@ -321,6 +321,7 @@ impl Adapter {
         };
         let parts = LaneParts {
             id,
+            name: self.device.name().to_owned(),
             memory: Arc::clone(&self.memory),
             channel: lane.channel.clone(),
             completions,
