@@ -19,7 +19,8 @@ pub(crate) fn sends(depth: u32) -> u32 {
 /// Configuration of the transport, the same for every device and on every reactor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RdmaConfig {
-    /// Commands that a host may have outstanding on one queue.
+    /// Commands on one queue that are granted to a host at most. One that has announced more may send as many all the same, up to
+    /// 4,096, as Linux does.
     pub queue_depth: u16,
     /// Bytes of data in the capsule of a command, a multiple of 16.
     pub in_capsule_data: u32,

@@ -20,8 +20,9 @@ pub(super) enum Phase {
     Ending {
         deadline: Instant,
     },
-    /// Everything is flushed, since when the manager has ended the queue pair: it may be busy.
+    /// Nothing more is posted, and what is posted is flushed.
     Closing {
+        /// When the manager ended the queue pair. Until then no deadline runs: it may be busy with others.
         since: Option<Instant>,
     },
 }
