@@ -367,6 +367,9 @@ fn rejected_text(address: SocketAddr, queue: u16, status: Result<RejectStatus, u
         Ok(RejectStatus::InvalidIrd | RejectStatus::InvalidOrd) => {
             "it objects to how many RDMA reads this end's device answers, connect through another device"
         }
+        Ok(RejectStatus::InvalidCntlid) => {
+            "it does not have the controller any more, connect again"
+        }
         Err(_) => "see the log of the target",
     };
     format!(

@@ -250,6 +250,7 @@ fn every_rejection_names_its_remedy() {
         (RejectStatus::NoResources, "raise its limits"),
         (RejectStatus::InvalidIrd, "connect through another device"),
         (RejectStatus::InvalidOrd, "connect through another device"),
+        (RejectStatus::InvalidCntlid, "connect again"),
     ];
     assert_eq!(cases.map(|(status, _)| status), RejectStatus::ALL);
     let unknown = Reject { sts: U16::new(99), ..Reject::default() };

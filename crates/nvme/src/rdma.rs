@@ -27,6 +27,7 @@ codes! {
         NoResources = 0x06, "no resources";
         InvalidIrd = 0x07, "invalid IRD";
         InvalidOrd = 0x08, "invalid ORD";
+        InvalidCntlid = 0x09, "invalid CNTLID";
     }
 }
 
@@ -42,7 +43,7 @@ wire! {
         /// RDMA QP Host Send Queue Size (HSQSIZE): commands that the host sends at a time. Zero-based, as SQSIZE of the
         /// Connect command.
         pub hsqsize: U16,
-        /// Controller ID (CNTLID) that an I/O queue belongs to; 0 from hosts that do not say.
+        /// Controller ID (CNTLID) that an I/O queue belongs to; 0 from hosts that do not say, such as Linux before 6.12.
         pub cntlid: U16,
         /// Reserved.
         pub reserved10: [u8; 22],

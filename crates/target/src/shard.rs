@@ -156,6 +156,8 @@ pub struct Shard {
     limited_until: Option<Instant>,
     /// Queues that are owed a Resume.
     stalled: VecDeque<QueueId>,
+    /// Those of them that have not been looked at since there was room last.
+    unlooked: usize,
     /// Emptied in every turn; kept for its memory.
     completions: Vec<Completion>,
     /// Messages to this shard, its own among them.
@@ -216,6 +218,7 @@ impl Shard {
             limited: Vec::with_capacity(64),
             limited_until: None,
             stalled: VecDeque::with_capacity(256),
+            unlooked: 0,
             completions: Vec::with_capacity(turn::COMPLETIONS_PER_TURN),
             inbox: VecDeque::with_capacity(64),
             outbox: VecDeque::with_capacity(64),

@@ -224,6 +224,20 @@ impl Default for Rdma {
     }
 }
 
+impl Rdma {
+    /// As the transport takes it.
+    pub(crate) fn to_settings(&self) -> RdmaConfig {
+        RdmaConfig {
+            in_capsule_data: self.in_capsule_data.get_ref().narrow(),
+            queue_depth: *self.queue_depth.get_ref(),
+            shared_receives: *self.shared_receives.get_ref(),
+            completions: *self.completions.get_ref(),
+            progress: self.progress_timeout.get_ref().0,
+            ..RdmaConfig::default()
+        }
+    }
+}
+
 /// When a read ends by the SUCCESS flag of its last data PDU.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]

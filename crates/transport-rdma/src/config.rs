@@ -3,13 +3,24 @@
 
 use std::time::Duration;
 
+use crate::receives::shared_count;
+
 /// The least depth of a host's queue: NVMe over Fabrics wants 32 entries on the admin queue.
 pub const MIN_QUEUE_DEPTH: u16 = 32;
+
+/// Work requests beyond two for each command: reads, and pieces of large or scattered transfers.
+const SPARE_SENDS: u32 = 32;
+
+/// Work requests of ours that a queue of so many commands has room for, where its device has.
+pub(crate) fn sends(depth: u32) -> u32 {
+    depth.saturating_mul(2).saturating_add(SPARE_SENDS)
+}
 
 /// Configuration of the transport, the same for every device and on every reactor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RdmaConfig {
-    /// Commands that a host may have outstanding on one queue.
+    /// Commands on one queue that are granted to a host at most. One that has announced more may send as many all the same, up to
+    /// 4,096, as Linux does.
     pub queue_depth: u16,
     /// Bytes of data in the capsule of a command, a multiple of 16.
     pub in_capsule_data: u32,
@@ -62,5 +73,12 @@ impl RdmaConfig {
         self.shared_receives = self.shared_receives.clamp(64, 64 * 1024);
         self.completions = self.completions.clamp(1024, 1 << 20);
         self
+    }
+
+    /// How many of its shared receives the first device gets from a reactor's pool of so many bytes. Those after it may get fewer.
+    pub fn receives_from(&self, pool: usize) -> u32 {
+        let wanted = usize::try_from(self.shared_receives).unwrap_or(usize::MAX);
+        let data = usize::try_from(self.in_capsule_data).unwrap_or(usize::MAX);
+        u32::try_from(shared_count(wanted, data, pool, 0)).unwrap_or(u32::MAX)
     }
 }

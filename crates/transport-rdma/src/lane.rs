@@ -15,14 +15,14 @@ use std::sync::Arc;
 
 use memory::Pool;
 use reactor::Instant;
-use tracing::error;
+use tracing::{error, warn};
 use verbs::{
     Completion, CompletionChannel, CompletionQueue, RegisteredArena, SharedReceiveQueue,
     SharedReceives, VerbsError,
 };
 
 use crate::counters::Counters;
-use crate::receives::Receives;
+use crate::receives::{Receives, shared_count};
 
 /// A lane's number, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,6 +70,8 @@ struct Completions {
 #[derive(Debug)]
 pub(crate) struct LaneParts {
     pub(crate) id: LaneId,
+    /// The device's name.
+    pub(crate) name: String,
     pub(crate) memory: Arc<RegisteredArena>,
     pub(crate) channel: CompletionChannel,
     /// The first for receives; it takes those of the shared queue.
@@ -151,10 +153,11 @@ impl Hasher for NumberHasher {
 }
 
 impl Lane {
-    /// The lane, with its receives posted as far as there is memory for them.
-    pub(crate) fn new(parts: LaneParts, pool: &Pool) -> Lane {
+    /// The lane, with its receives posted as far as there is memory for them. Those of other lanes have `taken` so much of the pool.
+    pub(crate) fn new(parts: LaneParts, pool: &Pool, taken: usize) -> Lane {
         let LaneParts {
             id,
+            name,
             memory,
             channel,
             completions,
@@ -166,8 +169,14 @@ impl Lane {
         } = parts;
         let shared = receives.map(|(queue, count)| {
             let data = usize::try_from(in_capsule).unwrap_or(usize::MAX);
-            let count = usize::try_from(count).unwrap_or(usize::MAX);
-            let receives = Receives::shared(pool, count, data);
+            let wanted = usize::try_from(count).unwrap_or(usize::MAX);
+            let count = shared_count(wanted, data, pool.capacity(), taken);
+            if count < wanted {
+                warn!(
+                    "RDMA device {name} has {count} receives on this reactor, not {wanted}: memory.per_reactor is too small for more"
+                );
+            }
+            let receives = Receives::shared(count, data);
             let delayed = (0..u32::try_from(receives.len()).unwrap_or(u32::MAX)).collect();
             Shared { queue: SharedReceives::new(queue), receives, delayed, pushed: 0 }
         });
@@ -317,6 +326,11 @@ impl Lane {
             self.short_since = Some(now);
         }
         self.short_since
+    }
+
+    /// Bytes of the pool that the receives of the shared queue take.
+    pub(crate) fn shared_bytes(&self) -> usize {
+        self.shared.as_ref().map_or(0, |shared| shared.receives.shared_bytes())
     }
 
     /// The receives of the shared queue, to be looked at.

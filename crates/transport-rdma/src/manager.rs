@@ -28,6 +28,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use memory::SharedMemory;
+use nvme::fabrics::CNTLID_MAX;
 use nvme::rdma::{Accept, Reject, RejectStatus, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::{debug, info, warn};
@@ -484,6 +485,11 @@ fn judge(private_data: &[u8], wishes: Wishes) -> Result<Request, RejectStatus> {
     // The last one of a controller is FFFEh.
     if request.qid.get() == u16::MAX {
         return Err(RejectStatus::InvalidQueueId);
+    }
+    // Whether the controller is there is for the target to say, upon Connect. An admin queue should name none, but SPDK's hosts
+    // name the one that they had when they connect again.
+    if request.qid.get() != 0 && request.cntlid.get() > CNTLID_MAX {
+        return Err(RejectStatus::InvalidCntlid);
     }
     if request.hsqsize.get() == 0 {
         return Err(RejectStatus::InvalidHsqsize);

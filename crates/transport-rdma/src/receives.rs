@@ -3,6 +3,10 @@
 //! On a shared receive queue the data of each receive has a buffer of its own, which becomes the command's, in exchange for
 //! the command's. On a queue pair's own receives all share one small buffer, and the data is copied out of it.
 //!
+//! The shared queues of all devices together leave the target's commands half of the reactor's pool at least. Each takes its part when it
+//! is made, half of what the others have left of theirs at most, so that there is something for the next device, whichever comes.
+//! Rejected: equal parts, since nobody knows how many devices will be used.
+//!
 //! A receive's memory is lent to the device from its post to its completion; whoever holds the capsule after that says when it may be
 //! posted again.
 
@@ -16,6 +20,24 @@ pub(crate) const SQE_BYTES: usize = size_of::<Sqe>();
 pub(crate) const OWN_BYTES: usize = 64 * 1024;
 /// The unit of the pool.
 const CHUNK: usize = 4096;
+
+/// How many of the receives that a shared queue is `wanted` to have it gets, from a pool of `capacity` bytes of which others
+/// have `taken` so many: one at least, or its device would be of no use.
+pub(crate) fn shared_count(
+    wanted: usize,
+    data_bytes: usize,
+    capacity: usize,
+    taken: usize,
+) -> usize {
+    let room = (capacity / 2).saturating_sub(taken) / 2;
+    wanted.min(room / shared_bytes(data_bytes)).max(1)
+}
+
+/// Bytes of the pool that a receive of a shared queue takes; buffers of the pool are powers of two.
+fn shared_bytes(data_bytes: usize) -> usize {
+    let data = if data_bytes == 0 { 0 } else { data_bytes.next_power_of_two().max(CHUNK) };
+    data.saturating_add(SQE_BYTES)
+}
 
 #[derive(Debug)]
 struct Slot {
@@ -45,16 +67,19 @@ pub(crate) struct Receives {
 }
 
 impl Receives {
-    /// Receives for a shared queue: `count` at most, and no more than take a quarter of the pool. Each gets its memory when it
-    /// is [lent](Receives::lend) first, since the pool may have none at this moment.
-    pub(crate) fn shared(pool: &Pool, count: usize, data_bytes: usize) -> Receives {
-        let each = data_bytes.max(1).next_multiple_of(CHUNK).saturating_add(SQE_BYTES);
-        let count = count.min(pool.capacity() / 4 / each);
+    /// Receives for a shared queue. Each gets its memory when it is [lent](Receives::lend) first, since the pool may have none at this
+    /// moment.
+    pub(crate) fn shared(count: usize, data_bytes: usize) -> Receives {
         let slot = |_| {
             let data = if data_bytes == 0 { Data::None } else { Data::Own(None) };
             Slot { sqe: None, data, holder: None }
         };
         Receives { slots: (0..count).map(slot).collect(), data_bytes }
+    }
+
+    /// Bytes of the pool that those of a shared queue take.
+    pub(crate) fn shared_bytes(&self) -> usize {
+        self.slots.len().saturating_mul(shared_bytes(self.data_bytes))
     }
 
     /// Receives of one queue pair.

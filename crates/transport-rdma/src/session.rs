@@ -254,7 +254,7 @@ impl Session {
         }
     }
 
-    /// A work request of its own has ended, a receive of a shared queue aside.
+    /// A work request of its own has ended, or a receive, unless that was one of a shared queue.
     pub(crate) fn ended(&mut self, completion: &Completion, turn: &mut Turn<'_>) {
         self.progress = turn.now;
         if completion.is_receive() {

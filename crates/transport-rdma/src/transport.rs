@@ -16,14 +16,13 @@ use tracing::{debug, warn};
 use verbs::{Completion, ConnectionId, SendChain, WorkQueue};
 
 use crate::command::Commands;
+use crate::config::sends;
 use crate::lane::{Lane, LaneId, LaneParts};
 use crate::network::{Arrival, Note, Order, RdmaNetwork, Seat, Shared};
 use crate::session::{CloseReason, Flushed, Session, Suspense, Terms, Turn};
 
 /// Completions taken from one completion queue in a turn.
 const COMPLETIONS_PER_TURN: usize = 256;
-/// Work requests posted by one call.
-const CHAIN: usize = 128;
 /// How long a reactor that has gone to sleep leaves alone what it sent and nothing depends on.
 const SENT_ALONE: Duration = Duration::from_millis(1);
 /// How often it is looked what time has done. Everything timed here is timed in seconds.
@@ -121,6 +120,9 @@ impl RdmaTransport {
         pool: &Pool,
         port: PortId,
     ) -> PollerId {
+        // All that the deepest queue has room for.
+        let most = sends(network.shared.config.queue_depth.into());
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
         local.add_poller(Box::new(RdmaTransport {
             local: local.clone(),
             shared: Arc::clone(&network.shared),
@@ -133,7 +135,7 @@ impl RdmaTransport {
             connections: HashMap::new(),
             by_queue: Vec::new(),
             commands: Commands::default(),
-            chain: SendChain::new(CHAIN, CHAIN),
+            chain: SendChain::new(most, most),
             completions: vec![Completion::default(); COMPLETIONS_PER_TURN].into_boxed_slice(),
             dirty: Vec::new(),
             closing: Vec::new(),
@@ -226,7 +228,8 @@ impl RdmaTransport {
     }
 
     fn open(&mut self, parts: LaneParts) {
-        let lane = Lane::new(parts, &self.pool);
+        let taken = self.lanes.iter().map(|(_, lane)| lane.shared_bytes()).sum();
+        let lane = Lane::new(parts, &self.pool, taken);
         let index = self.lanes.insert(lane);
         let (Some(lane), Ok(key)) = (self.lanes.get(index), u32::try_from(index)) else { return };
         if let Err(error) =

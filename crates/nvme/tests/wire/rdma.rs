@@ -40,8 +40,8 @@ fn every_status_comes_back_and_unknown_ones_are_told() {
         padded[2] = code;
         assert_eq!(Reject::parse(&padded).map(|reject| reject.status()), Some(Ok(status)));
     }
-    assert_eq!(RejectStatus::ALL.len(), 8);
-    for code in [0_u16, 9, 0x0101] {
+    assert_eq!(RejectStatus::ALL.len(), 9);
+    for code in [0_u16, 10, 0x0101] {
         padded[2..4].copy_from_slice(&code.to_le_bytes());
         assert_eq!(Reject::parse(&padded).map(|reject| reject.status()), Some(Err(code)));
     }

@@ -175,6 +175,7 @@ impl Shard {
         let port = record.port;
         if !in_capsule {
             self.pledges.begin(record, &mut self.hosts);
+            self.look_at_stalled();
         }
         self.act(port, Action::Receive { queue, request: id, length, in_capsule });
     }

@@ -424,6 +424,7 @@ impl Shard {
             queue.commands = super::command_table::CommandTable::new(u32::from(connect.sqsize) + 1);
         }
         self.woken = true;
+        self.look_at_stalled();
     }
 
     /// Asks the owner of the controller whether this I/O queue may join it.

@@ -283,6 +283,7 @@ impl Shard {
             && let Some(queue) = self.queues.get_mut(request.queue)
         {
             self.pledges.end(queue, &mut self.hosts);
+            self.look_at_stalled();
         }
     }
 
@@ -398,6 +399,7 @@ impl Shard {
         }
         self.requests.remove(id);
         self.woken = true;
+        self.look_at_stalled();
         self.settle(queue_id);
     }
 

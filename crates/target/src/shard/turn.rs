@@ -93,6 +93,7 @@ impl Shard {
                 .is_some_and(|queue| queue.needs_poll())
         };
         self.woken
+            || self.unlooked > 0
             || !self.inbox.is_empty()
             || !self.outbox.is_empty()
             || self.subsystems.active.iter().any(device)
@@ -173,9 +174,17 @@ impl Shard {
         worked
     }
 
+    /// There may be room again for any of the stalled queues: the turns that follow look at each of them once more. Not at
+    /// the first alone, since what one has no use for may be what another waits for.
+    pub(super) fn look_at_stalled(&mut self) {
+        self.unlooked = self.stalled.len();
+    }
+
     /// Tells stalled queues to go on, as far as there is room.
     fn resume_stalled(&mut self) {
-        for _ in 0..self.stalled.len().min(RESUMES_PER_TURN) {
+        let looked = self.stalled.len().min(RESUMES_PER_TURN);
+        self.unlooked = self.unlooked.min(self.stalled.len()).saturating_sub(looked);
+        for _ in 0..looked {
             let Some(id) = self.stalled.pop_front() else { break };
             let Some(queue) = self.queues.get(id) else { continue };
             let room = queue.has_room(&self.requests, &self.hosts, &self.pledges);

@@ -130,6 +130,47 @@ fn a_hosts_own_admin_commands_pass_while_its_io_hangs() {
 }
 
 #[test]
+fn a_stalled_queue_goes_on_when_there_is_room_however_many_stand_before_it() {
+    let devices = [TestDevice::new("disk1", 64), TestDevice::new("disk2", 64)];
+    let [stuck, other] = &devices;
+    let limits = ShardLimits { requests: 8192, ..ShardLimits::default() };
+    let mut world = World::with(1, 8 << 20, &limits);
+    world.configure(&configuration(&[(1, stuck), (2, other)]), &[stuck, other]);
+    stuck.stick(true);
+    other.stick(true);
+    let (mut waiting, mut wires) = (Vec::new(), Vec::new());
+    for host in 1..=8 {
+        let name = format!("nqn.2026-11.io.example:host{host}");
+        let (_, cntlid) = world.controller_of(0, &Attempt::admin().host(&name, host));
+        for qid in 1..=60 {
+            let wire = world.open(0);
+            let mut attempt = Attempt::io(cntlid, qid).host(&name, host);
+            attempt.command.sqsize = 1;
+            world.connect(wire, &attempt).ok();
+            wires.push(wire);
+        }
+    }
+    // Every queue is full: most by commands of the stuck device, some, far apart in the line, by those of the other.
+    for (at, wire) in wires.into_iter().enumerate() {
+        let nsid = if at % 120 == 60 { 2 } else { 1 };
+        let read = Command::Read(Transfer::new(0, 1)).to_sqe(nsid);
+        world.submit_as(wire, 0, read, &[], 512).unwrap();
+        world.submit_as(wire, 1, read, &[], 512).unwrap();
+        assert_eq!(world.submit_as(wire, 2, read, &[], 512), Err(CommandRefused::Busy));
+        if nsid == 2 {
+            waiting.push(wire);
+        }
+    }
+    world.run();
+    other.stick(false);
+    // No time passes: nothing but what has become free tells the shard to look. And it comes to rest.
+    world.run();
+    for wire in waiting {
+        assert_eq!(world.wires[&wire].resumes, 1);
+    }
+}
+
+#[test]
 fn more_commands_than_the_queue_has_entries_wait_outside() {
     let (mut world, device) = World::one_disk(1, 64);
     let (_, cntlid) = world.controller(0);

@@ -59,12 +59,12 @@ fn memory(config: &Config, source: &Source) -> Check {
     if bytes > MAX_POOL {
         return refused(format!("is more than a pool may have, {}", Size(MAX_POOL)));
     }
-    let rdma = &config.transports.rdma;
-    let receives = u64::from(*rdma.shared_receives.get_ref()) * rdma.in_capsule_data.get_ref().0;
-    if config.serves_rdma() && receives > bytes / 2 {
+    let rdma = config.transports.rdma.to_settings();
+    let got = rdma.receives_from(usize::try_from(bytes).unwrap_or(usize::MAX));
+    if config.serves_rdma() && got < rdma.shared_receives {
         return refused(format!(
-            "is less than twice what transports.rdma.shared_receives take with in_capsule_data each, {}",
-            Size(receives)
+            "has room for {got} of the {} transports.rdma.shared_receives with in_capsule_data each, which take a quarter of it at most",
+            rdma.shared_receives
         ));
     }
     // Where the system does not say which cores are allowed, the start will fail for that.

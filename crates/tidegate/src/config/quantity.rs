@@ -81,6 +81,13 @@ impl fmt::Display for Size {
     }
 }
 
+impl Size {
+    /// For a size that the configuration's check has bounded far below 2^32.
+    pub(crate) fn narrow(self) -> u32 {
+        u32::try_from(self.0).unwrap_or(u32::MAX)
+    }
+}
+
 struct SizeVisitor;
 
 impl Visitor<'_> for SizeVisitor {

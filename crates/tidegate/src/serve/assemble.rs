@@ -5,11 +5,8 @@ use memory::Hugepages;
 use node::NodeConfig;
 use reactor::{IdlePolicy, ReactorConfig, RingChoice};
 use target::configuration::Limits;
-use toml::Spanned;
-use transport_rdma::RdmaConfig;
 use transport_tcp::{SuccessFlag, TcpConfig, Timeouts};
 
-use crate::config::quantity::Size;
 use crate::config::{self, Config, Idle, IoUring, Success};
 
 /// The node's threads, memory and limits.
@@ -36,7 +33,7 @@ pub(super) fn node(config: &Config, cores: &[usize]) -> NodeConfig {
             config::Hugepages::Never => Hugepages::Never,
         },
         tcp: TcpConfig {
-            in_capsule_data: narrow(&tcp.in_capsule_data),
+            in_capsule_data: tcp.in_capsule_data.get_ref().narrow(),
             success_flag: match tcp.c2h_success {
                 Success::On => SuccessFlag::Always,
                 Success::Strict => SuccessFlag::Strict,
@@ -67,23 +64,9 @@ fn idle(idle: Idle, config: &Config) -> IdlePolicy {
     }
 }
 
-/// A size that the configuration's check has bounded far below 2^32.
-fn narrow(size: &Spanned<Size>) -> u32 {
-    u32::try_from(size.get_ref().0).unwrap_or(u32::MAX)
-}
-
 /// What no client exceeds.
 pub(super) fn settings(config: &Config) -> Settings {
-    let rdma = &config.transports.rdma;
-    let rdma = RdmaConfig {
-        in_capsule_data: narrow(&rdma.in_capsule_data),
-        queue_depth: *rdma.queue_depth.get_ref(),
-        shared_receives: *rdma.shared_receives.get_ref(),
-        completions: *rdma.completions.get_ref(),
-        progress: rdma.progress_timeout.get_ref().0,
-        ..RdmaConfig::default()
-    };
-    Settings { limits: limits(config), rdma }
+    Settings { limits: limits(config), rdma: config.transports.rdma.to_settings() }
 }
 
 fn limits(config: &Config) -> Limits {
@@ -91,8 +74,8 @@ fn limits(config: &Config) -> Limits {
     Limits {
         io_queues: *tcp.max_io_queues.get_ref(),
         queue_depth: *tcp.queue_depth.get_ref(),
-        max_transfer: narrow(&tcp.max_transfer),
-        in_capsule: narrow(&tcp.in_capsule_data),
+        max_transfer: tcp.max_transfer.get_ref().narrow(),
+        in_capsule: tcp.in_capsule_data.get_ref().narrow(),
         ..Limits::default()
     }
 }

@@ -25,14 +25,13 @@ use verbs::{
     EventChannel, QueuePair, RegisteredArena, SharedReceiveQueue, VerbsError,
 };
 
+use crate::config::sends;
 use crate::lane::{Ends, LaneId, LaneParts, token};
 use crate::network::{DeviceReport, Note, PortReport, Shared};
 use crate::receives::Receives;
 
 /// Bytes of a response, which goes inline where the device can.
 const RESPONSE_BYTES: u32 = 16;
-/// Work requests beyond two for each command: reads, and pieces of large or scattered transfers.
-const SPARE_SENDS: u32 = 32;
 
 /// Names an adapter, never used twice: a device that comes back is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,7 +231,7 @@ impl Adapter {
         let most = attributes.max_qp_wr;
         let reads = reads.min(attributes.max_qp_init_rd_atom).max(1);
         let depth = wanted.min(shared.config.queue_depth.into()).min(most);
-        let sends = depth.saturating_mul(2).saturating_add(SPARE_SENDS).min(most);
+        let sends = sends(depth).min(most);
         let index = match self.lanes.iter().position(|lane| lane.reactor == reactor) {
             Some(index) => index,
             None => self.open_lane(LaneId(number()), reactor, shared)?,
@@ -338,6 +337,7 @@ impl Adapter {
         };
         let parts = LaneParts {
             id,
+            name: self.device.name().to_owned(),
             memory: Arc::clone(&self.memory),
             channel: lane.channel.clone(),
             completions,

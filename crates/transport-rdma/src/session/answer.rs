@@ -84,20 +84,13 @@ impl Session {
         if self.own.is_some() { self.work.flush_receives() } else { Ok(()) }
     }
 
+    /// All in one post: the chain has room for whatever the queue pair has. The rest goes when work has ended.
     fn flush_sends(&mut self, turn: &mut Turn<'_>) {
-        loop {
-            let filled = self.fill(turn);
-            let full = turn.chain.len();
-            if let Err(reason) = self.post(turn) {
-                return self.close(reason, turn);
-            }
-            match filled {
-                Ok(()) => break,
-                Err(Stop::Broken(reason)) => return self.close(reason, turn),
-                // More when work has ended; or at once, if only the chain was full.
-                Err(Stop::Full) if self.work.room() == 0 || full == 0 => break,
-                Err(Stop::Full) => {}
-            }
+        let filled = self.fill(turn);
+        let posted = self.post(turn);
+        let stop = posted.map_err(Stop::Broken).and(filled);
+        if let Err(Stop::Broken(reason)) = stop {
+            self.close(reason, turn);
         }
     }
 

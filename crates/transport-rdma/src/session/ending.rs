@@ -22,9 +22,9 @@ pub(super) enum Phase {
     Ending {
         deadline: Instant,
     },
-    /// Nothing is posted any more. Since when the manager has ended the queue pair, which flushes what is posted; until then no
-    /// deadline runs, for the manager may be busy.
+    /// Nothing more is posted, and what is posted is flushed.
     Closing {
+        /// When the manager ended the queue pair. Until then no deadline runs: it may be busy with others.
         since: Option<Instant>,
     },
 }

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use nvme::fabrics::CNTLID_MAX;
 use nvme::rdma::{Reject, RejectStatus, Request};
 use nvme::{Sgl, Sqe, Status};
 use testkit::rdma::{
@@ -66,6 +67,9 @@ fn every_refusal_says_why() {
     let cases = [
         (request(|it| it.recfmt = 1.into()), RejectStatus::InvalidRecordFormat),
         (request(|it| it.recfmt = 0xFFFF.into()), RejectStatus::InvalidRecordFormat),
+        (request(|it| it.qid = 0xFFFF.into()), RejectStatus::InvalidQueueId),
+        (request(|it| it.cntlid = 0xFFF0.into()), RejectStatus::InvalidCntlid),
+        (request(|it| it.cntlid = 0xFFFF.into()), RejectStatus::InvalidCntlid),
         (request(|it| it.hsqsize = 0.into()), RejectStatus::InvalidHsqsize),
         (request(|it| it.hrqsize = 0.into()), RejectStatus::InvalidHrqsize),
         // rdma_cm fills up with zeroes: an empty request is one without sizes.
@@ -76,6 +80,13 @@ fn every_refusal_says_why() {
         let said = wish.private_data.clone();
         assert_eq!(refusal(&mut world, &machine, wish), status, "{said:?}");
         bystander.is_served(&mut world);
+    }
+    // Which controller there is, Connect tells; and an admin queue belongs to none yet, whatever it says.
+    for (qid, cntlid) in [(1, 0), (1, CNTLID_MAX), (0, CNTLID_MAX), (0, 0xFFFF)] {
+        let private_data = Request::new(qid, 32, cntlid).as_bytes().to_vec();
+        let wish = Wish { private_data, ..Wish::new(to, qid, 32) };
+        drop(world.connected(Queue::ask(&machine, wish)).unwrap());
+        world.wait(Duration::from_secs(2));
     }
     // Two queue pairs are free. What was refused before took none.
     let one = world.connected(Queue::ask(&machine, Wish::new(to, 0, 32))).unwrap();

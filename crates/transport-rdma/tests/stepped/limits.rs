@@ -7,9 +7,11 @@ use std::time::Duration;
 use nvme::rdma::{Reject, RejectStatus};
 use testkit::peer::pattern;
 use testkit::rdma::{
-    Controller, Machine, Options, Phase, Queue, Refused, Wish, World, in_capsule, listed,
+    Controller, Machine, Options, Phase, Queue, Refused, Wish, World, device_name, in_capsule,
+    listed, node_address,
 };
 use verbs::REJECTED_BY_CONSUMER;
+use verbs::software::DeviceOptions;
 
 use super::support::{
     answers, bytes_of, filled, is_served, machine, read, simple, with_device, write, zeroed,
@@ -59,7 +61,7 @@ fn wide(
 #[test]
 fn responses_that_do_not_go_inline_are_not_mixed_up() {
     let mut options = Options::default();
-    // More than one post takes, and no more than that many answers are ready at a time.
+    // No more than that many answers are ready at a time.
     (options.devices[0].max_inline, options.devices[0].max_qp_wr) = (0, 200);
     let mut world = World::new(&options);
     let machine = machine(&world);
@@ -292,6 +294,30 @@ fn a_device_that_cannot_register_all_memory_is_not_used() {
         assert_eq!(status(&refused), RejectStatus::NoResources);
     }
     assert!(world.network.devices().is_empty());
+}
+
+#[test]
+fn the_receives_of_many_devices_leave_memory_to_commands() {
+    let mut options = Options::default();
+    options.config.shared_receives = 16384;
+    options.devices = (0..4)
+        .map(|device| DeviceOptions::new(&device_name(device), node_address(device)))
+        .collect();
+    let mut world = World::new(&options);
+    let machine = machine(&world);
+    let mut posted = Vec::new();
+    for device in 0..4 {
+        let before = world.network.total().receives;
+        let controller = world.controller(&machine, device, device).unwrap();
+        let mut queue = world.io_queue(&controller, 1, 32).unwrap();
+        posted.push(world.network.total().receives - before);
+        is_served(&mut world, &mut queue, device as u64);
+        let pool = &world.pools[0];
+        assert!(pool.available() >= pool.capacity() / 2, "{device}: {pool:?}");
+    }
+    // A quarter of 32 MiB, and less and less; every device has some.
+    assert!((2000..2100).contains(&posted[0]), "{posted:?}");
+    assert!(posted.iter().all(|&count| count > 200), "{posted:?}");
 }
 
 #[test]
