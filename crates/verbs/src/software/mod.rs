@@ -144,25 +144,7 @@ impl Fabric {
     /// Lets one thing happen; false if nothing can.
     pub fn step(&self) -> bool {
         let mut world = self.0.world();
-        let mut candidates = std::mem::take(&mut world.candidates);
-        candidates.clear();
-        for &number in world.pairs.keys() {
-            if world.can_start(number) {
-                candidates.push(Step::Start(number));
-            }
-            if world.can_finish(number) {
-                candidates.push(Step::Finish(number));
-            }
-            if world.can_flush(number) {
-                candidates.push(Step::Flush(number));
-            }
-        }
-        let inboxes = world.identifiers.iter().filter(|(_, id)| !id.inbox.is_empty());
-        candidates.extend(inboxes.map(|(&number, _)| Step::Deliver(number)));
-        let choice = world.random.below(candidates.len());
-        let step = candidates.get(choice).copied();
-        world.candidates = candidates;
-        match step {
+        match world.choose() {
             None => return false,
             Some(Step::Start(number)) => world.start(number),
             Some(Step::Finish(number)) => world.finish(number),

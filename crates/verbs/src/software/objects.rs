@@ -495,6 +495,7 @@ pub(crate) unsafe extern "C" fn post_send(
             key: if invalidates { request.invalidate_rkey } else { request.rkey },
             phase: Phase::Queued,
         });
+        world.busy_pairs.add(number);
         next = request.next;
     }
     0
@@ -531,6 +532,9 @@ pub(crate) unsafe extern "C" fn post_recv(
             return libc::ENOMEM;
         }
         pair.receives.push_back(receive);
+        if pair.state == sys::QPS_ERR {
+            world.busy_pairs.add(number);
+        }
         next = request.next;
     }
     0

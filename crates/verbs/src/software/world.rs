@@ -1,13 +1,14 @@
 //! What the software provider consists of: plain data under one lock.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::DeviceOptions;
+use super::{DeviceOptions, Step};
 use crate::sys;
 
 /// Pieces of memory in one work request at most.
@@ -293,6 +294,19 @@ pub(crate) struct Identifier {
     pub(crate) inbox: VecDeque<CmMessage>,
 }
 
+/// Numbers in their order: those of whom something may be due. Whoever gives somebody something to do lists him; he is taken off
+/// when he is found to have nothing left.
+#[derive(Debug, Default)]
+pub(crate) struct Busy(Vec<u32>);
+
+impl Busy {
+    pub(crate) fn add(&mut self, number: u32) {
+        if let Err(place) = self.0.binary_search(&number) {
+            self.0.insert(place, number);
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) random: Random,
@@ -308,7 +322,9 @@ pub(crate) struct World {
     pub(crate) pairs: BTreeMap<u32, Pair>,
     pub(crate) channels: BTreeMap<u32, Notices<(u32, CmMessage)>>,
     pub(crate) identifiers: BTreeMap<u32, Identifier>,
-    pub(crate) candidates: Vec<super::Step>,
+    pub(crate) busy_pairs: Busy,
+    pub(crate) busy_identifiers: Busy,
+    pub(crate) candidates: Vec<Step>,
     pub(crate) requests_lost: u32,
     pub(crate) requests_refused: VecDeque<i32>,
     pub(crate) not_ready: u64,
@@ -330,6 +346,8 @@ impl World {
             pairs: BTreeMap::new(),
             channels: BTreeMap::new(),
             identifiers: BTreeMap::new(),
+            busy_pairs: Busy::default(),
+            busy_identifiers: Busy::default(),
             candidates: Vec::new(),
             requests_lost: 0,
             requests_refused: VecDeque::new(),
@@ -342,6 +360,38 @@ impl World {
         let number = self.next;
         self.next += 1;
         number
+    }
+
+    /// Chooses among all that could happen next; none if nothing could.
+    pub(crate) fn choose(&mut self) -> Option<Step> {
+        let mut candidates = mem::take(&mut self.candidates);
+        candidates.clear();
+        let mut busy = mem::take(&mut self.busy_pairs);
+        busy.0.retain(|&number| {
+            let Some(pair) = self.pairs.get(&number) else { return false };
+            if self.can_start(pair) {
+                candidates.push(Step::Start(number));
+            }
+            if pair.can_finish() {
+                candidates.push(Step::Finish(number));
+            }
+            if pair.can_flush() {
+                candidates.push(Step::Flush(number));
+            }
+            pair.has_work()
+        });
+        self.busy_pairs = busy;
+        let mut busy = mem::take(&mut self.busy_identifiers);
+        busy.0.retain(|number| {
+            let waits = self.identifiers.get(number).is_some_and(|id| !id.inbox.is_empty());
+            candidates.extend(waits.then_some(Step::Deliver(*number)));
+            waits
+        });
+        self.busy_identifiers = busy;
+        let choice = self.random.below(candidates.len());
+        let step = candidates.get(choice).copied();
+        self.candidates = candidates;
+        step
     }
 
     /// Whether everything on this device has ended.
