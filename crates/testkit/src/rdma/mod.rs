@@ -299,8 +299,8 @@ impl World {
             self.step();
             steps += 1;
             if steps.is_multiple_of(256) {
-                // Whatever is waited for wants time, not steps.
-                self.pass(Duration::from_millis(20));
+                // Whatever is waited for wants time, not steps: the more, the longer it has been.
+                self.pass((self.clock.now().since(start) / 4).max(Duration::from_millis(20)));
             }
             let waited = self.clock.now().since(start);
             assert!(waited < Duration::from_mins(10), "{what}: {:?}", self.network.total());
