@@ -359,5 +359,6 @@ impl World {
         assert_eq!(self.queue_pairs(), 0, "queue pairs are left: {total:?}");
         assert_eq!(self.shards_hold(), [0; 3], "requests, queues, controllers are left");
         assert_eq!(target::forgotten_commands(), 0, "commands were forgotten");
+        assert_eq!(self.fabric.refusals(), 0, "something was destroyed that was in use");
     }
 }

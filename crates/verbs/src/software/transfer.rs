@@ -83,7 +83,7 @@ impl World {
             let address = cq.address;
             let channel = cq.channel.and_then(|channel| self.completion_channels.get_mut(&channel));
             if let Some(channel) = channel {
-                channel.push(address);
+                channel.notices.push(address);
             }
         }
     }

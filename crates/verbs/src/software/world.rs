@@ -1,6 +1,7 @@
 //! What the software provider consists of: plain data under one lock.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::c_int;
 use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -8,6 +9,7 @@ use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::acknowledgement::Told;
 use super::{DeviceOptions, Step};
 use crate::sys;
 
@@ -97,8 +99,16 @@ pub(crate) struct DeviceState {
 
 #[derive(Debug)]
 pub(crate) struct Domain {
+    pub(crate) context: u32,
     /// Of a thread's: the domain of protection and the thread domain that it joins.
     pub(crate) joins: Option<(u32, u32)>,
+}
+
+#[derive(Debug)]
+pub(crate) struct CompletionChannel {
+    pub(crate) context: u32,
+    /// Addresses of completion queues.
+    pub(crate) notices: Notices<usize>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -314,14 +324,17 @@ pub(crate) struct World {
     pub(crate) devices: Vec<DeviceState>,
     pub(crate) contexts: BTreeMap<u32, Context>,
     pub(crate) domains: BTreeMap<u32, Domain>,
-    pub(crate) thread_domains: BTreeSet<u32>,
+    /// Each with its context.
+    pub(crate) thread_domains: BTreeMap<u32, u32>,
     pub(crate) regions: BTreeMap<u32, Region>,
-    pub(crate) completion_channels: BTreeMap<u32, Notices<usize>>,
+    pub(crate) completion_channels: BTreeMap<u32, CompletionChannel>,
     pub(crate) completion_queues: BTreeMap<u32, CompletionQueue>,
     pub(crate) shared_receives: BTreeMap<u32, SharedReceives>,
     pub(crate) pairs: BTreeMap<u32, Pair>,
     pub(crate) channels: BTreeMap<u32, Notices<(u32, CmMessage)>>,
     pub(crate) identifiers: BTreeMap<u32, Identifier>,
+    pub(crate) told: Told,
+    pub(crate) refusals: u64,
     pub(crate) busy_pairs: Busy,
     pub(crate) busy_identifiers: Busy,
     pub(crate) candidates: Vec<Step>,
@@ -338,7 +351,7 @@ impl World {
             devices: Vec::new(),
             contexts: BTreeMap::new(),
             domains: BTreeMap::new(),
-            thread_domains: BTreeSet::new(),
+            thread_domains: BTreeMap::new(),
             regions: BTreeMap::new(),
             completion_channels: BTreeMap::new(),
             completion_queues: BTreeMap::new(),
@@ -346,6 +359,8 @@ impl World {
             pairs: BTreeMap::new(),
             channels: BTreeMap::new(),
             identifiers: BTreeMap::new(),
+            told: Told::default(),
+            refusals: 0,
             busy_pairs: Busy::default(),
             busy_identifiers: Busy::default(),
             candidates: Vec::new(),
@@ -409,6 +424,12 @@ impl World {
         for context in self.contexts.values_mut().filter(|context| context.device == device) {
             context.reports.push(Report { kind, element });
         }
+    }
+
+    /// Something is not destroyed, because something else is made of it.
+    pub(crate) fn refuse_to_destroy(&mut self) -> c_int {
+        self.refusals += 1;
+        libc::EBUSY
     }
 
     /// An object is gone: nothing reports on it any more.
