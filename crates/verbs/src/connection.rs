@@ -10,6 +10,11 @@
 //!   host:     resolve_address -> AddressResolved -> resolve_route -> RouteResolved -> connect
 //!             -> ConnectResponse -> establish -> Disconnected
 //! ```
+//!
+//! librdmacm fills in an identifier without a lock: when an event of it is taken, when it is bound, when it is resolved. Each may be
+//! done by another thread than reads it, so a channel has one lock for all its identifiers, held for one call at a time. Rejected:
+//! connections that cannot be shared (whoever takes the channel's events writes to them none the less), and a copy of what an event
+//! has changed (a second place for what binding changes, too).
 
 use std::ffi::c_void;
 use std::fmt;
@@ -17,7 +22,7 @@ use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{self, NonNull};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -30,6 +35,14 @@ use crate::{Device, Domain, Library, QueuePair, State, VerbsError, sys};
 struct Channel {
     raw: NonNull<sys::EventChannel>,
     library: Library,
+    /// Held by whoever reads an identifier of this channel, or lets librdmacm write to one.
+    identifiers: Mutex<()>,
+}
+
+impl Channel {
+    fn identifiers(&self) -> MutexGuard<'_, ()> {
+        self.identifiers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 // SAFETY: the address is handed to librdmacm alone, which may be called from any thread.
@@ -66,7 +79,11 @@ impl EventChannel {
             None => unsafe { (library.api().rdma_create_event_channel)() },
         };
         let raw = NonNull::new(raw).ok_or_else(|| last("rdma_create_event_channel"))?;
-        let channel = EventChannel(Arc::new(Channel { raw, library: library.clone() }));
+        let channel = EventChannel(Arc::new(Channel {
+            raw,
+            library: library.clone(),
+            identifiers: Mutex::new(()),
+        }));
         let fd = channel.as_fd();
         let unblocked = fcntl_getfl(fd).and_then(|flags| fcntl_setfl(fd, flags | OFlags::NONBLOCK));
         unblocked.map_err(|error| VerbsError::Call { call: "fcntl", source: error.into() })?;
@@ -84,6 +101,7 @@ impl EventChannel {
     pub fn next_event(&self) -> Result<Option<Event>, VerbsError> {
         let api = self.library().api();
         let mut raw = ptr::null_mut();
+        let _held = self.0.identifiers();
         // SAFETY: a live channel and room for the answer.
         let result = unsafe { (api.rdma_get_cm_event)(self.0.raw.as_ptr(), &raw mut raw) };
         if !check_ready("rdma_get_cm_event", result)? {
@@ -206,7 +224,7 @@ struct Known {
 
 // SAFETY: the address is handed to librdmacm alone, which may be called from any thread.
 unsafe impl Send for Connection {}
-// SAFETY: as above; what is read of it (addresses, device) does not change after the event that set it.
+// SAFETY: as above; it is read and written to under its channel's lock.
 unsafe impl Sync for Connection {}
 
 impl fmt::Debug for Connection {
@@ -247,6 +265,12 @@ impl Connection {
         self.channel.library().api()
     }
 
+    /// Lets `call` have the identifier, which nobody else reads or changes meanwhile.
+    fn with<R>(&self, call: impl FnOnce(*mut sys::CmId) -> R) -> R {
+        let _held = self.channel.0.identifiers();
+        call(self.raw.as_ptr())
+    }
+
     /// What events call it.
     pub fn id(&self) -> ConnectionId {
         self.id
@@ -258,32 +282,29 @@ impl Connection {
     /// If the device cannot be opened.
     pub fn device(&self) -> Result<Option<Device>, VerbsError> {
         // SAFETY: a live identifier; its context, where it has one, is open as long as it is.
-        let device = unsafe {
-            let context = (*self.raw.as_ptr()).verbs;
-            if context.is_null() {
-                return Ok(None);
-            }
-            (*context).device
-        };
-        self.channel.library().device(device).map(Some)
+        let device = self.with(|id| unsafe {
+            let context = (*id).verbs;
+            (!context.is_null()).then(|| (*context).device)
+        });
+        device.map(|device| self.channel.library().device(device)).transpose()
     }
 
     /// The port of the device, counted from 1; 0 while there is no device.
     pub fn port(&self) -> u8 {
         // SAFETY: a live identifier.
-        unsafe { (*self.raw.as_ptr()).port_num }
+        self.with(|id| unsafe { (*id).port_num })
     }
 
     /// Its own address.
     pub fn local_address(&self) -> Option<SocketAddr> {
         // SAFETY: a live identifier.
-        sys::decode(unsafe { &(*self.raw.as_ptr()).src_addr })
+        self.with(|id| sys::decode(unsafe { &(*id).src_addr }))
     }
 
     /// The peer's address.
     pub fn peer_address(&self) -> Option<SocketAddr> {
         // SAFETY: a live identifier.
-        sys::decode(unsafe { &(*self.raw.as_ptr()).dst_addr })
+        self.with(|id| sys::decode(unsafe { &(*id).dst_addr }))
     }
 
     /// Binds it to an address, which may be the unspecified one: that of version 6 stands for itself alone, too.
@@ -296,23 +317,18 @@ impl Connection {
         let options = if address.is_ipv6() { &options[..] } else { &options[..1] };
         for option in options {
             // SAFETY: a live identifier and an option that is an int.
-            let result = unsafe {
+            self.with(|id| unsafe {
                 let value = (&raw mut yes).cast::<c_void>();
-                (self.api().rdma_set_option)(
-                    self.raw.as_ptr(),
-                    sys::OPTION_ID,
-                    *option,
-                    value,
-                    size_of::<i32>(),
-                )
-            };
-            check("rdma_set_option", result)?;
+                let (level, size) = (sys::OPTION_ID, size_of::<i32>());
+                let result = (self.api().rdma_set_option)(id, level, *option, value, size);
+                check("rdma_set_option", result)
+            })?;
         }
         let mut address = sys::encode(address);
         // SAFETY: a live identifier and an address, which is copied.
-        let result =
-            unsafe { (self.api().rdma_bind_addr)(self.raw.as_ptr(), (&raw mut address).cast()) };
-        check("rdma_bind_addr", result)
+        self.with(|id| unsafe {
+            check("rdma_bind_addr", (self.api().rdma_bind_addr)(id, (&raw mut address).cast()))
+        })
     }
 
     /// Listens; requests arrive as events of this identifier's channel.
@@ -321,7 +337,9 @@ impl Connection {
     /// If the address is in use.
     pub fn listen(&self, backlog: u16) -> Result<(), VerbsError> {
         // SAFETY: a live identifier.
-        check("rdma_listen", unsafe { (self.api().rdma_listen)(self.raw.as_ptr(), backlog.into()) })
+        self.with(|id| unsafe {
+            check("rdma_listen", (self.api().rdma_listen)(id, backlog.into()))
+        })
     }
 
     /// Finds the device that leads to `to`: answered by an event.
@@ -338,16 +356,11 @@ impl Connection {
         let mut to = sys::encode(to);
         let from = from.as_mut().map_or(ptr::null_mut(), ptr::from_mut);
         // SAFETY: a live identifier and addresses, which are copied.
-        let result = unsafe {
-            let to = (&raw mut to).cast();
-            (self.api().rdma_resolve_addr)(
-                self.raw.as_ptr(),
-                from.cast(),
-                to,
-                milliseconds(timeout),
-            )
-        };
-        check("rdma_resolve_addr", result)
+        self.with(|id| unsafe {
+            let (from, to) = (from.cast(), (&raw mut to).cast());
+            let result = (self.api().rdma_resolve_addr)(id, from, to, milliseconds(timeout));
+            check("rdma_resolve_addr", result)
+        })
     }
 
     /// Finds the way: answered by an event.
@@ -356,9 +369,9 @@ impl Connection {
     /// If there is none.
     pub fn resolve_route(&self, timeout: Duration) -> Result<(), VerbsError> {
         // SAFETY: a live identifier.
-        let result =
-            unsafe { (self.api().rdma_resolve_route)(self.raw.as_ptr(), milliseconds(timeout)) };
-        check("rdma_resolve_route", result)
+        self.with(|id| unsafe {
+            check("rdma_resolve_route", (self.api().rdma_resolve_route)(id, milliseconds(timeout)))
+        })
     }
 
     /// Brings the queue pair to the state Init, in which receives may be posted. `connect` does it, too.
@@ -394,10 +407,10 @@ impl Connection {
         let mut attributes = sys::QpAttr { qp_state: state.raw(), ..sys::QpAttr::default() };
         let mut mask = 0;
         // SAFETY: a live identifier and room for the answers.
-        let result = unsafe {
-            (self.api().rdma_init_qp_attr)(self.raw.as_ptr(), &raw mut attributes, &raw mut mask)
-        };
-        check("rdma_init_qp_attr", result)?;
+        self.with(|id| unsafe {
+            let (attributes, mask) = (&raw mut attributes, &raw mut mask);
+            check("rdma_init_qp_attr", (self.api().rdma_init_qp_attr)(id, attributes, mask))
+        })?;
         attributes.qp_state = state.raw();
         adjust(&mut attributes, &mut mask);
         lifeline.modify(&domain, &mut attributes, mask)
@@ -411,7 +424,9 @@ impl Connection {
         self.prepare(pair)?;
         let mut raw = parameters.raw(pair.number(), pair.is_shared())?;
         // SAFETY: a live identifier, and parameters that are copied.
-        check("rdma_connect", unsafe { (self.api().rdma_connect)(self.raw.as_ptr(), &raw mut raw) })
+        self.with(|id| unsafe {
+            check("rdma_connect", (self.api().rdma_connect)(id, &raw mut raw))
+        })
     }
 
     /// Completes the connection after `ConnectResponse`: from now on the queue pair sends.
@@ -428,7 +443,7 @@ impl Connection {
         })?;
         self.change(State::ReadyToSend, |_, _| ())?;
         // SAFETY: a live identifier.
-        check("rdma_establish", unsafe { (self.api().rdma_establish)(self.raw.as_ptr()) })
+        self.with(|id| unsafe { check("rdma_establish", (self.api().rdma_establish)(id)) })
     }
 
     /// Grants a request, with the queue pair that was [prepared](Connection::prepare), wherever that is by now. It may send at once;
@@ -450,7 +465,7 @@ impl Connection {
         })?;
         let mut raw = parameters.raw(number, shared)?;
         // SAFETY: a live identifier, and parameters that are copied.
-        check("rdma_accept", unsafe { (self.api().rdma_accept)(self.raw.as_ptr(), &raw mut raw) })
+        self.with(|id| unsafe { check("rdma_accept", (self.api().rdma_accept)(id, &raw mut raw)) })
     }
 
     /// Refuses a request.
@@ -461,10 +476,10 @@ impl Connection {
         let length = u8::try_from(private_data.len()).ok().filter(|&length| length <= 148);
         let length = length.ok_or(VerbsError::Misuse("too much private data"))?;
         // SAFETY: a live identifier, and data of this length, which is copied.
-        let result = unsafe {
-            (self.api().rdma_reject)(self.raw.as_ptr(), private_data.as_ptr().cast(), length)
-        };
-        check("rdma_reject", result)
+        self.with(|id| unsafe {
+            let data = private_data.as_ptr().cast();
+            check("rdma_reject", (self.api().rdma_reject)(id, data, length))
+        })
     }
 
     /// Ends the connection: everything posted to the queue pair is flushed, the peer is told.
@@ -476,8 +491,9 @@ impl Connection {
         let pair = self.pair.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let failed = pair.map_or(Ok(()), |known| queue_pair::fail(&known.lifeline, &known.domain));
         // SAFETY: a live identifier.
-        let result = unsafe { (self.api().rdma_disconnect)(self.raw.as_ptr()) };
-        failed.and(check("rdma_disconnect", result))
+        let told =
+            self.with(|id| unsafe { check("rdma_disconnect", (self.api().rdma_disconnect)(id)) });
+        failed.and(told)
     }
 }
 

@@ -299,8 +299,8 @@ impl World {
             self.step();
             steps += 1;
             if steps.is_multiple_of(256) {
-                // Whatever is waited for wants time, not steps.
-                self.pass(Duration::from_millis(20));
+                // Whatever is waited for wants time, not steps: the more, the longer it has been.
+                self.pass((self.clock.now().since(start) / 4).max(Duration::from_millis(20)));
             }
             let waited = self.clock.now().since(start);
             assert!(waited < Duration::from_mins(10), "{what}: {:?}", self.network.total());
@@ -359,5 +359,6 @@ impl World {
         assert_eq!(self.queue_pairs(), 0, "queue pairs are left: {total:?}");
         assert_eq!(self.shards_hold(), [0; 3], "requests, queues, controllers are left");
         assert_eq!(target::forgotten_commands(), 0, "commands were forgotten");
+        assert_eq!(self.fabric.refusals(), 0, "something was destroyed that was in use");
     }
 }

@@ -397,6 +397,7 @@ impl Life {
         let [_, completions, receives, regions, domains, _] = self.world.fabric.census();
         assert_eq!((completions, receives, regions, domains), (0, 0, 0, 0), "objects are left");
         assert_eq!(self.world.fabric.lingering(), 0, "devices are open");
+        assert_eq!(self.world.fabric.refusals(), 0, "something was destroyed that was in use");
     }
 
     /// The connection state of a host's queues, for choosing one that lives.

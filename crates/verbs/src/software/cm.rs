@@ -11,6 +11,7 @@ impl World {
     pub(crate) fn send_message(&mut self, to: u32, message: CmMessage) {
         if let Some(identifier) = self.identifiers.get_mut(&to) {
             identifier.inbox.push_back(message);
+            self.busy_identifiers.add(to);
         }
     }
 
@@ -171,9 +172,10 @@ impl World {
 
     /// A device is gone: everybody on it is told.
     pub(crate) fn remove_from_identifiers(&mut self, device: usize) {
-        for identifier in self.identifiers.values_mut() {
+        for (&number, identifier) in &mut self.identifiers {
             if identifier.device == Some(device) {
                 identifier.inbox.push_back(CmMessage::new(sys::CM_EVENT_DEVICE_REMOVAL, 0));
+                self.busy_identifiers.add(number);
             }
         }
     }

@@ -41,10 +41,18 @@ pub(crate) unsafe extern "C" fn no_event_channel() -> *mut sys::EventChannel {
 }
 
 pub(crate) unsafe extern "C" fn destroy_event_channel(raw: *mut sys::EventChannel) {
-    // SAFETY: see the module; destroyed once.
-    let channel = unsafe { Box::from_raw(raw.cast::<SoftChannel>()) };
-    channel.shared.world().channels.remove(&channel.number);
+    // SAFETY: see the module.
+    let channel = unsafe { channel(raw) };
+    let mut world = channel.shared.world();
+    if world.identifiers.values().any(|identifier| identifier.channel == channel.number) {
+        world.refuse_to_destroy();
+        return;
+    }
+    world.channels.remove(&channel.number);
+    drop(world);
     debug_assert!(channel.base.fd >= 0, "an eventfd");
+    // SAFETY: see the module; destroyed once.
+    drop(unsafe { Box::from_raw(raw.cast::<SoftChannel>()) });
 }
 
 /// # Safety
@@ -114,9 +122,9 @@ pub(crate) unsafe extern "C" fn create_id(
 
 pub(crate) unsafe extern "C" fn destroy_id(id: *mut sys::CmId) -> c_int {
     // SAFETY: see the module.
-    let (mut world, number) = unsafe { open(id) };
+    let (shared, (mut world, number)) = unsafe { (&channel((*id).channel).shared, open(id)) };
     world.drop_identifier(number);
-    drop(world);
+    shared.await_acknowledgement(world, id.addr());
     // SAFETY: made by `make`, destroyed once.
     drop(unsafe { Box::from_raw(id.cast::<SoftId>()) });
     0
@@ -422,6 +430,8 @@ pub(crate) unsafe extern "C" fn disconnect(id: *mut sys::CmId) -> c_int {
 struct SoftEvent {
     base: sys::CmEvent,
     data: [u8; 255],
+    /// Whose event it is; of a request, the listener's.
+    of: *mut sys::CmId,
 }
 
 pub(crate) unsafe extern "C" fn get_cm_event(
@@ -434,7 +444,9 @@ pub(crate) unsafe extern "C" fn get_cm_event(
     let next = world.channels.get_mut(&own.number).and_then(Notices::pop);
     let Some((number, message)) = next else { return refuse(libc::EAGAIN) };
     let Some(identifier) = world.identifiers.get(&number) else { return refuse(libc::EAGAIN) };
-    let listener = ptr::with_exposed_provenance_mut::<sys::CmId>(identifier.address);
+    let address = identifier.address;
+    world.told.add(address);
+    let listener = ptr::with_exposed_provenance_mut::<sys::CmId>(address);
     let (mut id, mut number) = (listener, number);
     if message.kind == sys::CM_EVENT_CONNECT_REQUEST {
         (id, number) = make(&mut world, raw, own.number, ptr::null_mut());
@@ -471,7 +483,7 @@ pub(crate) unsafe extern "C" fn get_cm_event(
     };
     let base =
         sys::CmEvent { id, listen_id: listener, event: message.kind, status: message.status, conn };
-    let whole = Box::into_raw(Box::new(SoftEvent { base, data }));
+    let whole = Box::into_raw(Box::new(SoftEvent { base, data, of: listener }));
     // SAFETY: the event just made; see the module for the answer.
     unsafe {
         if length > 0 {
@@ -484,6 +496,8 @@ pub(crate) unsafe extern "C" fn get_cm_event(
 
 pub(crate) unsafe extern "C" fn ack_cm_event(event: *mut sys::CmEvent) -> c_int {
     // SAFETY: made by `get_cm_event`, acknowledged once.
-    drop(unsafe { Box::from_raw(event.cast::<SoftEvent>()) });
+    let event = unsafe { Box::from_raw(event.cast::<SoftEvent>()) };
+    // SAFETY: an identifier is there until its events are acknowledged, and its channel as long.
+    unsafe { channel((*event.of).channel) }.shared.acknowledge(event.of.addr(), 1);
     0
 }

@@ -228,10 +228,23 @@ unsafe extern "C" fn open_device(device: *mut sys::Device) -> *mut sys::Context 
 }
 
 unsafe extern "C" fn close_device(raw: *mut sys::Context) -> c_int {
-    // SAFETY: made by `open_device`, closed once.
-    let context = unsafe { Box::from_raw(whole(raw)) };
-    context.shared.world().contexts.remove(&context.number);
+    // SAFETY: made by `open_device`, and open still.
+    let context = unsafe { context(raw) };
+    let mut world = context.shared.world();
+    let number = context.number;
+    // Everything else is made of a domain.
+    let used = world.domains.values().any(|domain| domain.context == number)
+        || world.thread_domains.values().any(|&of| of == number)
+        || world.completion_channels.values().any(|channel| channel.context == number)
+        || world.completion_queues.values().any(|queue| queue.context == number);
+    if used {
+        return world.refuse_to_destroy();
+    }
+    world.contexts.remove(&number);
+    drop(world);
     debug_assert_eq!(context.base.context.num_comp_vectors, 4);
+    // SAFETY: made by `open_device`, closed once.
+    drop(unsafe { Box::from_raw(whole(raw)) });
     0
 }
 
@@ -331,6 +344,9 @@ unsafe extern "C" fn get_async_event(
     let element = if port {
         sys::AsyncElement { port_num: i32::try_from(report.element).unwrap_or(0) }
     } else {
+        if report.element != 0 {
+            world.told.add(report.element);
+        }
         sys::AsyncElement { qp: ptr::with_exposed_provenance_mut(report.element) }
     };
     // SAFETY: the caller's room for the answer.
@@ -338,4 +354,17 @@ unsafe extern "C" fn get_async_event(
     0
 }
 
-unsafe extern "C" fn ack_async_event(_: *mut sys::AsyncEvent) {}
+unsafe extern "C" fn ack_async_event(event: *mut sys::AsyncEvent) {
+    // SAFETY: an event of `get_async_event`, whose type says which object it is of; that is there until the event is acknowledged.
+    let (raw, object) = unsafe {
+        let element = &(*event).element;
+        match (*event).event_type {
+            sys::EVENT_PORT_ACTIVE | sys::EVENT_PORT_ERR | sys::EVENT_DEVICE_FATAL => return,
+            sys::EVENT_CQ_ERR => ((*element.cq).context, element.cq.addr()),
+            sys::EVENT_SRQ_LIMIT_REACHED => ((*element.srq).context, element.srq.addr()),
+            _ => ((*element.qp).context, element.qp.addr()),
+        }
+    };
+    // SAFETY: the context of a live object is open.
+    unsafe { context(raw) }.shared.acknowledge(object, 1);
+}

@@ -14,7 +14,7 @@ pub(crate) unsafe extern "C" fn alloc_pd(raw: *mut sys::Context) -> *mut sys::Pd
     if world.is_removed(context.device) {
         return refuse_object(libc::EIO);
     }
-    world.add_domain(raw, None)
+    world.add_domain(raw, context.number, None)
 }
 
 pub(crate) unsafe extern "C" fn dealloc_pd(raw: *mut sys::Pd) -> c_int {
@@ -28,7 +28,7 @@ pub(crate) unsafe extern "C" fn dealloc_pd(raw: *mut sys::Pd) -> c_int {
         || world.pairs.values().any(|pair| pair.domain == handle)
         || world.domains.values().any(joined);
     if used {
-        return libc::EBUSY;
+        return world.refuse_to_destroy();
     }
     world.domains.remove(&handle);
     drop(world);
@@ -55,7 +55,7 @@ pub(crate) unsafe extern "C" fn alloc_td(
         return refuse_object(libc::EOPNOTSUPP);
     }
     let number = world.number();
-    world.thread_domains.insert(number);
+    world.thread_domains.insert(number, context.number);
     Box::into_raw(Box::new(SoftTd { base: sys::Td { context: raw }, number })).cast()
 }
 
@@ -65,7 +65,7 @@ pub(crate) unsafe extern "C" fn dealloc_td(raw: *mut sys::Td) -> c_int {
     // SAFETY: see the module.
     let mut world = unsafe { world(context) };
     if world.domains.values().any(|domain| domain.joins.is_some_and(|(_, td)| td == number)) {
-        return libc::EBUSY;
+        return world.refuse_to_destroy();
     }
     world.thread_domains.remove(&number);
     drop(world);
@@ -86,18 +86,20 @@ pub(crate) unsafe extern "C" fn alloc_parent_domain(
     // SAFETY: see the module.
     let joins = unsafe { ((*pd).handle, (*td.cast::<SoftTd>()).number) };
     // SAFETY: see the module.
-    unsafe { world(raw) }.add_domain(raw, Some(joins))
+    let (context, mut world) = unsafe { (context(raw), world(raw)) };
+    world.add_domain(raw, context.number, Some(joins))
 }
 
 impl World {
     fn add_domain(
         &mut self,
-        context: *mut sys::Context,
+        raw: *mut sys::Context,
+        context: u32,
         joins: Option<(u32, u32)>,
     ) -> *mut sys::Pd {
         let handle = self.number();
-        self.domains.insert(handle, Domain { joins });
-        Box::into_raw(Box::new(sys::Pd { context, handle }))
+        self.domains.insert(handle, Domain { context, joins });
+        Box::into_raw(Box::new(sys::Pd { context: raw, handle }))
     }
 
     /// The domain that protects what is made with this one.
@@ -110,8 +112,12 @@ impl World {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test")]
 mod tests {
+    use std::ptr;
+
     use super::*;
-    use crate::{Fabric, software::DeviceOptions};
+    use crate::Fabric;
+    use crate::software::DeviceOptions;
+    use crate::software::device::API;
 
     #[test]
     fn what_something_else_is_made_of_is_not_destroyed() {
@@ -146,5 +152,43 @@ mod tests {
             assert_eq!((dealloc_pd(joined), dealloc_td(td), dealloc_pd(pd)), (0, 0, 0));
         }
         assert_eq!(fabric.census(), [0; 6]);
+        assert_eq!(fabric.refusals(), 3);
+    }
+
+    #[test]
+    fn contexts_and_channels_stay_as_long_as_they_are_used() {
+        let fabric = Fabric::new(1);
+        fabric.add_device(DeviceOptions::new("soft0", "192.0.2.1".parse().unwrap()));
+        let description = fabric.0.device_list().remove(0);
+        let events = fabric.0.event_channel();
+        // SAFETY: a device's description, and objects that stay where their destruction is refused.
+        unsafe {
+            let context = (API.ibv_open_device)(description);
+            let channel = (API.ibv_create_comp_channel)(context);
+            assert_eq!((API.ibv_close_device)(context), libc::EBUSY);
+            let cq = (API.ibv_create_cq)(context, 1, ptr::null_mut(), channel, 0);
+            assert_eq!((API.ibv_destroy_comp_channel)(channel), libc::EBUSY);
+            assert_eq!((API.ibv_destroy_cq)(cq), 0);
+            assert_eq!((API.ibv_destroy_comp_channel)(channel), 0);
+            let cq = (API.ibv_create_cq)(context, 1, ptr::null_mut(), ptr::null_mut(), 0);
+            assert_eq!((API.ibv_close_device)(context), libc::EBUSY);
+            assert_eq!((API.ibv_destroy_cq)(cq), 0);
+            let td = alloc_td(context, &mut sys::TdInitAttr::default());
+            assert_eq!((API.ibv_close_device)(context), libc::EBUSY);
+            assert_eq!(dealloc_td(td), 0);
+            let pd = alloc_pd(context);
+            assert_eq!((API.ibv_close_device)(context), libc::EBUSY);
+            assert_eq!(dealloc_pd(pd), 0);
+            assert_eq!((API.ibv_close_device)(context), 0);
+            assert_eq!(fabric.refusals(), 5);
+
+            let mut id = ptr::null_mut();
+            assert_eq!((API.rdma_create_id)(events, &raw mut id, ptr::null_mut(), sys::PS_TCP), 0);
+            (API.rdma_destroy_event_channel)(events);
+            assert_eq!(fabric.refusals(), 6);
+            assert_eq!((API.rdma_destroy_id)(id), 0);
+            (API.rdma_destroy_event_channel)(events);
+        }
+        assert_eq!((fabric.refusals(), fabric.census()), (6, [0; 6]));
     }
 }

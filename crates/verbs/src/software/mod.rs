@@ -10,7 +10,8 @@
 //! tells of them was polled; everything but tag, queue pair and status of a failed completion is rubbish; arming a
 //! completion queue tells of later completions only; an event is there before the flushes that belong to it, or after; a queue
 //! pair's completions stay when it is destroyed; keys are checked when a request is carried out, not when it is posted; a completion
-//! queue that overflows is broken, and with it all its queue pairs; what something else is made of cannot be destroyed.
+//! queue that overflows is broken, and with it all its queue pairs; what something else is made of cannot be destroyed
+//! ([`Fabric::refusals`] counts who tried); to destroy what an event is of waits until that is acknowledged.
 //!
 //! It takes one lock and no system call per call (a completion that was waited for writes to an eventfd), and allocates
 //! nothing for a work request once its queues have grown.
@@ -18,6 +19,7 @@
 //! Rejected: a trait with two implementations (every type of the transport would be generic, or every post a virtual call on
 //! top of the driver's own), and an enum in each object (two code paths, of which tests see one).
 
+mod acknowledgement;
 mod bytes;
 mod cm;
 mod connection;
@@ -28,7 +30,7 @@ mod transfer;
 mod world;
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::completion::Status;
 use crate::{Device, Library, State, sys};
@@ -99,6 +101,8 @@ pub(crate) enum Step {
 #[derive(Debug)]
 pub(crate) struct Shared {
     world: Mutex<World>,
+    /// Told whenever an event was acknowledged.
+    acknowledged: Condvar,
     #[allow(clippy::vec_box, reason = "pointers to them are out: they must not move")]
     devices: Mutex<Vec<Box<SoftDevice>>>,
 }
@@ -124,7 +128,7 @@ impl Fabric {
     /// An empty network, in which chance follows from `seed`.
     pub fn new(seed: u64) -> Fabric {
         let (world, devices) = (Mutex::new(World::new(seed)), Mutex::new(Vec::new()));
-        Fabric(Arc::new(Shared { world, devices }))
+        Fabric(Arc::new(Shared { world, acknowledged: Condvar::new(), devices }))
     }
 
     /// Adds a device.
@@ -144,25 +148,7 @@ impl Fabric {
     /// Lets one thing happen; false if nothing can.
     pub fn step(&self) -> bool {
         let mut world = self.0.world();
-        let mut candidates = std::mem::take(&mut world.candidates);
-        candidates.clear();
-        for &number in world.pairs.keys() {
-            if world.can_start(number) {
-                candidates.push(Step::Start(number));
-            }
-            if world.can_finish(number) {
-                candidates.push(Step::Finish(number));
-            }
-            if world.can_flush(number) {
-                candidates.push(Step::Flush(number));
-            }
-        }
-        let inboxes = world.identifiers.iter().filter(|(_, id)| !id.inbox.is_empty());
-        candidates.extend(inboxes.map(|(&number, _)| Step::Deliver(number)));
-        let choice = world.random.below(candidates.len());
-        let step = candidates.get(choice).copied();
-        world.candidates = candidates;
-        match step {
+        match world.choose() {
             None => return false,
             Some(Step::Start(number)) => world.start(number),
             Some(Step::Finish(number)) => world.finish(number),
@@ -180,6 +166,12 @@ impl Fabric {
     /// Attempts that found the receiver not ready.
     pub fn not_ready(&self) -> u64 {
         self.0.world().not_ready
+    }
+
+    /// How often something was to be destroyed that something else was made of. It stays then, whether or not the C interface can
+    /// say so.
+    pub fn refusals(&self) -> u64 {
+        self.0.world().refusals
     }
 
     fn pair<R>(&self, number: u32, change: impl FnOnce(&mut world::Pair) -> R) -> Option<R> {

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use super::device::{context, refuse, refuse_object, world};
 use super::world::{
-    CompletionQueue, Faults, MAX_PIECES, Notices, Pair, Phase, Pieces, Receive, Region, Send,
-    SharedReceives,
+    CompletionChannel, CompletionQueue, Faults, MAX_PIECES, Notices, Pair, Phase, Pieces, Receive,
+    Region, Send, SharedReceives,
 };
 use crate::{MAX_INLINE, sys};
 
@@ -74,20 +74,28 @@ pub(crate) unsafe extern "C" fn create_comp_channel(
     raw: *mut sys::Context,
 ) -> *mut sys::CompChannel {
     // SAFETY: see the module.
-    let mut world = unsafe { world(raw) };
+    let (context, mut world) = unsafe { (context(raw), world(raw)) };
     let Ok(notices) = Notices::new() else { return refuse_object(libc::EMFILE) };
     let number = world.number();
     let base = sys::CompChannel { context: raw, fd: notices.raw_fd(), refcnt: 0 };
     let channel = SoftCompChannel { base, number, _fd: Arc::clone(&notices.fd) };
-    world.completion_channels.insert(number, notices);
+    let entry = CompletionChannel { context: context.number, notices };
+    world.completion_channels.insert(number, entry);
     Box::into_raw(Box::new(channel)).cast()
 }
 
 pub(crate) unsafe extern "C" fn destroy_comp_channel(raw: *mut sys::CompChannel) -> c_int {
     // SAFETY: see the module.
-    let channel = unsafe { Box::from_raw(raw.cast::<SoftCompChannel>()) };
+    let (context, number) = unsafe { ((*raw).context, (*raw.cast::<SoftCompChannel>()).number) };
     // SAFETY: see the module.
-    unsafe { world(channel.base.context) }.completion_channels.remove(&channel.number);
+    let mut world = unsafe { world(context) };
+    if world.completion_queues.values().any(|queue| queue.channel == Some(number)) {
+        return world.refuse_to_destroy();
+    }
+    world.completion_channels.remove(&number);
+    drop(world);
+    // SAFETY: see the module; destroyed once.
+    drop(unsafe { Box::from_raw(raw.cast::<SoftCompChannel>()) });
     0
 }
 
@@ -129,20 +137,19 @@ pub(crate) unsafe extern "C" fn create_cq(
 
 pub(crate) unsafe extern "C" fn destroy_cq(raw: *mut sys::Cq) -> c_int {
     // SAFETY: see the module.
-    let (context, handle) = unsafe { ((*raw).context, (*raw).handle) };
-    // SAFETY: see the module.
-    let mut world = unsafe { world(context) };
+    let (context, handle) = unsafe { (context((*raw).context), (*raw).handle) };
+    let mut world = context.shared.world();
     let ends = |pair: &Pair| pair.send_queue == handle || pair.receive_queue == handle;
     if world.pairs.values().any(ends) {
-        return libc::EBUSY;
+        return world.refuse_to_destroy();
     }
     if let Some(queue) = world.completion_queues.remove(&handle) {
         world.forget(queue.context, queue.address);
         for channel in world.completion_channels.values_mut() {
-            channel.retain(|&address| address != queue.address);
+            channel.notices.retain(|&address| address != queue.address);
         }
     }
-    drop(world);
+    context.shared.await_acknowledgement(world, raw.addr());
     // SAFETY: see the module; destroyed once.
     drop(unsafe { Box::from_raw(raw) });
     0
@@ -158,8 +165,11 @@ pub(crate) unsafe extern "C" fn get_cq_event(
         unsafe { ((*channel).context, (*channel.cast::<SoftCompChannel>()).number) };
     // SAFETY: see the module.
     let mut world = unsafe { world(context) };
-    let address = world.completion_channels.get_mut(&number).and_then(Notices::pop);
-    let Some(address) = address else { return refuse(libc::EAGAIN) };
+    let channel = world.completion_channels.get_mut(&number);
+    let Some(address) = channel.and_then(|channel| channel.notices.pop()) else {
+        return refuse(libc::EAGAIN);
+    };
+    world.told.add(address);
     let queue = ptr::with_exposed_provenance_mut::<sys::Cq>(address);
     // SAFETY: a queue that is destroyed takes its notices along; see the module for the answers.
     unsafe {
@@ -169,7 +179,10 @@ pub(crate) unsafe extern "C" fn get_cq_event(
     0
 }
 
-pub(crate) unsafe extern "C" fn ack_cq_events(_: *mut sys::Cq, _: c_uint) {}
+pub(crate) unsafe extern "C" fn ack_cq_events(raw: *mut sys::Cq, events: c_uint) {
+    // SAFETY: see the module: a queue is there until its events are acknowledged.
+    unsafe { context((*raw).context) }.shared.acknowledge(raw.addr(), events);
+}
 
 pub(crate) unsafe extern "C" fn poll_cq(raw: *mut sys::Cq, room: c_int, to: *mut sys::Wc) -> c_int {
     // SAFETY: see the module.
@@ -260,16 +273,15 @@ pub(crate) unsafe extern "C" fn modify_srq(
 
 pub(crate) unsafe extern "C" fn destroy_srq(raw: *mut sys::Srq) -> c_int {
     // SAFETY: see the module.
-    let (context, handle) = unsafe { ((*raw).context, (*raw).handle) };
-    // SAFETY: see the module.
-    let mut world = unsafe { world(context) };
+    let (context, handle) = unsafe { (context((*raw).context), (*raw).handle) };
+    let mut world = context.shared.world();
     if world.pairs.values().any(|pair| pair.shared == Some(handle)) {
-        return libc::EBUSY;
+        return world.refuse_to_destroy();
     }
     if let Some(queue) = world.shared_receives.remove(&handle) {
         world.forget(queue.context, queue.address);
     }
-    drop(world);
+    context.shared.await_acknowledgement(world, raw.addr());
     // SAFETY: see the module; destroyed once.
     drop(unsafe { Box::from_raw(raw) });
     0
@@ -413,14 +425,16 @@ pub(crate) unsafe extern "C" fn query_qp(
 }
 
 pub(crate) unsafe extern "C" fn destroy_qp(raw: *mut sys::Qp) -> c_int {
-    // SAFETY: see the module; destroyed once.
-    let qp = unsafe { Box::from_raw(raw) };
     // SAFETY: see the module.
-    let mut world = unsafe { world(qp.context) };
-    world.fail_pair(qp.qp_num);
-    if let Some(pair) = world.pairs.remove(&qp.qp_num) {
+    let (context, number) = unsafe { (context((*raw).context), (*raw).qp_num) };
+    let mut world = context.shared.world();
+    world.fail_pair(number);
+    if let Some(pair) = world.pairs.remove(&number) {
         world.forget(pair.context, pair.address);
     }
+    context.shared.await_acknowledgement(world, raw.addr());
+    // SAFETY: see the module; destroyed once.
+    drop(unsafe { Box::from_raw(raw) });
     0
 }
 
@@ -495,6 +509,7 @@ pub(crate) unsafe extern "C" fn post_send(
             key: if invalidates { request.invalidate_rkey } else { request.rkey },
             phase: Phase::Queued,
         });
+        world.busy_pairs.add(number);
         next = request.next;
     }
     0
@@ -531,6 +546,9 @@ pub(crate) unsafe extern "C" fn post_recv(
             return libc::ENOMEM;
         }
         pair.receives.push_back(receive);
+        if pair.state == sys::QPS_ERR {
+            world.busy_pairs.add(number);
+        }
         next = request.next;
     }
     0

@@ -30,6 +30,28 @@ fn answered(pair: &Pair) -> bool {
     pair.sends.iter().any(refused)
 }
 
+impl Pair {
+    /// Whether the oldest send could end.
+    pub(crate) fn can_finish(&self) -> bool {
+        self.state == sys::QPS_RTS && self.started > 0 && !self.faults.held
+    }
+
+    /// Whether something of a queue pair in error is to be flushed, or its last event to be told.
+    pub(crate) fn can_flush(&self) -> bool {
+        self.state == sys::QPS_ERR && self.has_work() && !self.faults.held
+    }
+
+    /// Whether there is anything to be done, now or when something else has changed.
+    pub(crate) fn has_work(&self) -> bool {
+        let flushes = !self.receives.is_empty() || self.last_wqe_untold();
+        !self.sends.is_empty() || self.state == sys::QPS_ERR && flushes
+    }
+
+    fn last_wqe_untold(&self) -> bool {
+        self.shared.is_some() && !self.last_wqe_told
+    }
+}
+
 /// What becomes of an attempt.
 enum Outcome {
     Sent,
@@ -61,7 +83,7 @@ impl World {
             let address = cq.address;
             let channel = cq.channel.and_then(|channel| self.completion_channels.get_mut(&channel));
             if let Some(channel) = channel {
-                channel.push(address);
+                channel.notices.push(address);
             }
         }
     }
@@ -73,6 +95,7 @@ impl World {
             return;
         }
         pair.state = sys::QPS_ERR;
+        self.busy_pairs.add(number);
         let (reads, peer) = (pair.reads_out, pair.peer);
         pair.reads_out = 0;
         if let Some(peer) = self.pairs.get_mut(&peer) {
@@ -112,8 +135,7 @@ impl World {
     }
 
     /// Whether the next send of this queue pair could be tried.
-    pub(crate) fn can_start(&self, number: u32) -> bool {
-        let Some(pair) = self.pairs.get(&number) else { return false };
+    pub(crate) fn can_start(&self, pair: &Pair) -> bool {
         let Some(send) = pair.sends.get(pair.started) else { return false };
         if pair.state != sys::QPS_RTS || pair.faults.held {
             return false;
@@ -355,13 +377,6 @@ impl World {
         Outcome::Sent
     }
 
-    /// Whether the oldest send could end.
-    pub(crate) fn can_finish(&self, number: u32) -> bool {
-        self.pairs
-            .get(&number)
-            .is_some_and(|pair| pair.state == sys::QPS_RTS && pair.started > 0 && !pair.faults.held)
-    }
-
     /// The oldest send ends: the acknowledgement or the data read arrives, or it never will.
     pub(crate) fn finish(&mut self, number: u32) {
         let Some(pair) = self.pairs.get_mut(&number) else { return };
@@ -401,20 +416,10 @@ impl World {
         }
     }
 
-    /// Whether something of a queue pair in error is to be flushed, or its last event to be told.
-    pub(crate) fn can_flush(&self, number: u32) -> bool {
-        self.pairs.get(&number).is_some_and(|pair| {
-            let posted = !pair.sends.is_empty() || !pair.receives.is_empty();
-            let untold = pair.shared.is_some() && !pair.last_wqe_told;
-            pair.state == sys::QPS_ERR && (posted || untold) && !pair.faults.held
-        })
-    }
-
     pub(crate) fn flush(&mut self, number: u32) {
         let told = self.random.below(2) == 0;
         let Some(pair) = self.pairs.get_mut(&number) else { return };
-        let untold = pair.shared.is_some() && !pair.last_wqe_told;
-        if untold && (told || pair.sends.is_empty()) {
+        if pair.last_wqe_untold() && (told || pair.sends.is_empty()) {
             pair.last_wqe_told = true;
             let (context, address) = (pair.context, pair.address);
             self.report(context, sys::EVENT_QP_LAST_WQE_REACHED, address);

@@ -1,13 +1,16 @@
 //! What the software provider consists of: plain data under one lock.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::c_int;
+use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::DeviceOptions;
+use super::acknowledgement::Told;
+use super::{DeviceOptions, Step};
 use crate::sys;
 
 /// Pieces of memory in one work request at most.
@@ -96,8 +99,16 @@ pub(crate) struct DeviceState {
 
 #[derive(Debug)]
 pub(crate) struct Domain {
+    pub(crate) context: u32,
     /// Of a thread's: the domain of protection and the thread domain that it joins.
     pub(crate) joins: Option<(u32, u32)>,
+}
+
+#[derive(Debug)]
+pub(crate) struct CompletionChannel {
+    pub(crate) context: u32,
+    /// Addresses of completion queues.
+    pub(crate) notices: Notices<usize>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -293,6 +304,19 @@ pub(crate) struct Identifier {
     pub(crate) inbox: VecDeque<CmMessage>,
 }
 
+/// Numbers in their order: those of whom something may be due. Whoever gives somebody something to do lists him; he is taken off
+/// when he is found to have nothing left.
+#[derive(Debug, Default)]
+pub(crate) struct Busy(Vec<u32>);
+
+impl Busy {
+    pub(crate) fn add(&mut self, number: u32) {
+        if let Err(place) = self.0.binary_search(&number) {
+            self.0.insert(place, number);
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) random: Random,
@@ -300,15 +324,20 @@ pub(crate) struct World {
     pub(crate) devices: Vec<DeviceState>,
     pub(crate) contexts: BTreeMap<u32, Context>,
     pub(crate) domains: BTreeMap<u32, Domain>,
-    pub(crate) thread_domains: BTreeSet<u32>,
+    /// Each with its context.
+    pub(crate) thread_domains: BTreeMap<u32, u32>,
     pub(crate) regions: BTreeMap<u32, Region>,
-    pub(crate) completion_channels: BTreeMap<u32, Notices<usize>>,
+    pub(crate) completion_channels: BTreeMap<u32, CompletionChannel>,
     pub(crate) completion_queues: BTreeMap<u32, CompletionQueue>,
     pub(crate) shared_receives: BTreeMap<u32, SharedReceives>,
     pub(crate) pairs: BTreeMap<u32, Pair>,
     pub(crate) channels: BTreeMap<u32, Notices<(u32, CmMessage)>>,
     pub(crate) identifiers: BTreeMap<u32, Identifier>,
-    pub(crate) candidates: Vec<super::Step>,
+    pub(crate) told: Told,
+    pub(crate) refusals: u64,
+    pub(crate) busy_pairs: Busy,
+    pub(crate) busy_identifiers: Busy,
+    pub(crate) candidates: Vec<Step>,
     pub(crate) requests_lost: u32,
     pub(crate) requests_refused: VecDeque<i32>,
     pub(crate) not_ready: u64,
@@ -322,7 +351,7 @@ impl World {
             devices: Vec::new(),
             contexts: BTreeMap::new(),
             domains: BTreeMap::new(),
-            thread_domains: BTreeSet::new(),
+            thread_domains: BTreeMap::new(),
             regions: BTreeMap::new(),
             completion_channels: BTreeMap::new(),
             completion_queues: BTreeMap::new(),
@@ -330,6 +359,10 @@ impl World {
             pairs: BTreeMap::new(),
             channels: BTreeMap::new(),
             identifiers: BTreeMap::new(),
+            told: Told::default(),
+            refusals: 0,
+            busy_pairs: Busy::default(),
+            busy_identifiers: Busy::default(),
             candidates: Vec::new(),
             requests_lost: 0,
             requests_refused: VecDeque::new(),
@@ -342,6 +375,38 @@ impl World {
         let number = self.next;
         self.next += 1;
         number
+    }
+
+    /// Chooses among all that could happen next; none if nothing could.
+    pub(crate) fn choose(&mut self) -> Option<Step> {
+        let mut candidates = mem::take(&mut self.candidates);
+        candidates.clear();
+        let mut busy = mem::take(&mut self.busy_pairs);
+        busy.0.retain(|&number| {
+            let Some(pair) = self.pairs.get(&number) else { return false };
+            if self.can_start(pair) {
+                candidates.push(Step::Start(number));
+            }
+            if pair.can_finish() {
+                candidates.push(Step::Finish(number));
+            }
+            if pair.can_flush() {
+                candidates.push(Step::Flush(number));
+            }
+            pair.has_work()
+        });
+        self.busy_pairs = busy;
+        let mut busy = mem::take(&mut self.busy_identifiers);
+        busy.0.retain(|number| {
+            let waits = self.identifiers.get(number).is_some_and(|id| !id.inbox.is_empty());
+            candidates.extend(waits.then_some(Step::Deliver(*number)));
+            waits
+        });
+        self.busy_identifiers = busy;
+        let choice = self.random.below(candidates.len());
+        let step = candidates.get(choice).copied();
+        self.candidates = candidates;
+        step
     }
 
     /// Whether everything on this device has ended.
@@ -359,6 +424,12 @@ impl World {
         for context in self.contexts.values_mut().filter(|context| context.device == device) {
             context.reports.push(Report { kind, element });
         }
+    }
+
+    /// Something is not destroyed, because something else is made of it.
+    pub(crate) fn refuse_to_destroy(&mut self) -> c_int {
+        self.refusals += 1;
+        libc::EBUSY
     }
 
     /// An object is gone: nothing reports on it any more.

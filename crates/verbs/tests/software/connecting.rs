@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests")]
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
+use verbs::software::DeviceOptions;
 use verbs::{
     Connection, Device, EventChannel, Fabric, Kind, Library, Parameters, QueuePair,
     REJECTED_BY_CONSUMER, REJECTED_NOBODY_LISTENS, VerbsError,
@@ -38,6 +41,34 @@ fn a_request_where_nobody_listens_is_refused() {
     connection.connect(&pair, &Parameters::default()).unwrap();
     let kind = driver.event(&events, "the answer").kind;
     assert!(matches!(kind, Kind::Rejected(REJECTED_NOBODY_LISTENS)), "{kind:?}");
+}
+
+#[test]
+fn an_address_is_read_whole_while_another_thread_binds() {
+    let fabric = Fabric::new(1);
+    let ends = [("2001:db8::aaaa", 0xAAAA), ("2001:db8::5555", 0x5555)];
+    let ends = ends.map(|(ip, port)| SocketAddr::new(ip.parse().unwrap(), port));
+    let mut device = DeviceOptions::new("soft0", ends[0].ip());
+    device.addresses.push(ends[1].ip());
+    fabric.add_device(device);
+    let events = EventChannel::new(&fabric.library()).unwrap();
+    let connection = Connection::new(&events).unwrap();
+    connection.bind(ends[0]).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..2_000_000 {
+                connection.bind(ends[round % 2]).unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let mut torn = None;
+        while !done.load(Ordering::Relaxed) {
+            let address = connection.local_address().unwrap();
+            torn = torn.or((!ends.contains(&address)).then_some(address));
+        }
+        assert_eq!(torn, None);
+    });
 }
 
 #[test]

@@ -22,5 +22,6 @@ fn two_ends_converse_under_every_order_of_events() {
         conversation::conversation(&driver, (&host, &target), at, &mut |_| ());
         mishaps::mishaps(&driver, (&host, &target), at, &mut |_| ());
         assert_eq!(fabric.census(), [0; 6], "seed {seed}: something was not destroyed");
+        assert_eq!(fabric.refusals(), 0, "seed {seed}: something was destroyed too early");
     }
 }
