@@ -74,7 +74,7 @@ pub use error::{OpenError, VerbsError};
 pub use event::{
     ConnectionId, Event, Kind, PrivateData, REJECTED_BY_CONSUMER, REJECTED_NOBODY_LISTENS, Wishes,
 };
-pub use library::Library;
+pub use library::{Library, NamedDevice};
 pub use queue_pair::{Capacity, QueuePair, State, WorkQueue};
 pub use receive::{MAX_RECEIVE_PIECES, SharedReceiveQueue, SharedReceives};
 pub use region::{Access, RegisteredArena, Remote};
