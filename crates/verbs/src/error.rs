@@ -19,7 +19,7 @@ pub enum OpenError {
         reason: String,
     },
     /// The library lacks a function.
-    #[error("{library} lacks {function} ({version}): install rdma-core 22 or newer")]
+    #[error("{library} lacks {function} ({version}): install rdma-core 23 or newer")]
     TooOld {
         /// The library.
         library: &'static str,
