@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use memory::Segment;
 
-use crate::error::{check, last};
+use crate::error::{check, last, let_go};
 use crate::work::WorkId;
 use crate::{Completion, Domain, RegisteredArena, VerbsError, sys};
 
@@ -126,7 +126,8 @@ impl Receives {
 }
 
 struct Created {
-    raw: NonNull<sys::Srq>,
+    /// None once it has been destroyed, or could not be.
+    raw: Option<NonNull<sys::Srq>>,
     post: sys::PostSrqRecv,
     capacity: u32,
     domain: Domain,
@@ -137,10 +138,20 @@ unsafe impl Send for Created {}
 // SAFETY: as above.
 unsafe impl Sync for Created {}
 
+impl Created {
+    /// Whether it is gone, and with it the device's access to what is posted.
+    fn destroy(&mut self) -> bool {
+        let Some(raw) = self.raw.take() else { return false };
+        // SAFETY: our own queue; every queue pair of it held this, so none is left.
+        let result =
+            unsafe { (self.domain.device().library().api().ibv_destroy_srq)(raw.as_ptr()) };
+        let_go("ibv_destroy_srq", result, || self.domain.clone())
+    }
+}
+
 impl Drop for Created {
     fn drop(&mut self) {
-        // SAFETY: our own queue; every queue pair of it held this, so none is left.
-        unsafe { (self.domain.device().library().api().ibv_destroy_srq)(self.raw.as_ptr()) };
+        self.destroy();
     }
 }
 
@@ -185,11 +196,12 @@ impl SharedReceiveQueue {
             unsafe { (domain.device().library().api().ibv_destroy_srq)(raw.as_ptr()) };
             return Err(VerbsError::Misuse("the device's driver has no shared receive queues"));
         };
-        Ok(SharedReceiveQueue(Arc::new(Created { raw, post, capacity, domain: domain.clone() })))
+        let (raw, domain) = (Some(raw), domain.clone());
+        Ok(SharedReceiveQueue(Arc::new(Created { raw, post, capacity, domain })))
     }
 
     pub(crate) fn raw(&self) -> *mut sys::Srq {
-        self.0.raw.as_ptr()
+        self.0.raw.map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
     pub(crate) fn domain(&self) -> &Domain {
@@ -279,7 +291,7 @@ impl SharedReceives {
 
 impl Drop for SharedReceives {
     fn drop(&mut self) {
-        if Arc::strong_count(&self.queue.0) > 1 {
+        if !Arc::get_mut(&mut self.queue.0).is_some_and(Created::destroy) {
             // Somebody can still receive into what is posted, so it must never be used again: rather lost than corrupted.
             mem::forget(mem::take(&mut self.receives.posted));
         }

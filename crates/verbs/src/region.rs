@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use bitflags::bitflags;
 use memory::{Arena, DeviceId, RegionId, SLAB_SIZE, Segment, SharedMemory};
 
-use crate::error::last;
+use crate::error::{last, let_go};
 use crate::{Domain, VerbsError, sys};
 
 bitflags! {
@@ -83,7 +83,10 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         // SAFETY: our own region, whose domain is still there.
-        unsafe { (self.domain.device().library().api().ibv_dereg_mr)(self.mr.as_ptr()) };
+        let result =
+            unsafe { (self.domain.device().library().api().ibv_dereg_mr)(self.mr.as_ptr()) };
+        // The memory need not be kept: a region that stays has its pages pinned, and they are nobody else's until it goes.
+        let_go("ibv_dereg_mr", result, || self.domain.clone());
     }
 }
 
