@@ -11,7 +11,7 @@ use memory::Segment;
 
 use crate::error::{check, last, let_go};
 use crate::receive::{MAX_RECEIVE_PIECES, OwnReceives, Receives};
-use crate::work::WorkId;
+use crate::work::{WorkId, first_place};
 use crate::{
     Completion, CompletionQueue, Domain, RegisteredArena, SendChain, SharedReceiveQueue,
     VerbsError, sys,
@@ -324,7 +324,8 @@ impl WorkQueue {
         if pair.domain.claim()? {
             pair.lifeline.lock().poster = Some(thread::current().id());
         }
-        Ok(WorkQueue { post, pair, next: 0, oldest: 0, lent, ceased: false })
+        let first = first_place();
+        Ok(WorkQueue { post, pair, next: first, oldest: first, lent, ceased: false })
     }
 
     /// The queue pair.
@@ -411,7 +412,7 @@ impl WorkQueue {
     }
 
     /// Takes note of a completion of this queue pair's sends: it and all before it have ended, and what they had on loan is
-    /// free. Has to be called for each of them.
+    /// free. Has to be called for each of them; what is none of them, or was handed in before, is without effect.
     #[inline]
     pub fn retire(&mut self, completion: &Completion) {
         let id = completion.id();
@@ -458,7 +459,7 @@ impl WorkQueue {
         self.lent.own.as_mut().map_or(Ok(()), |own| own.flush(raw))
     }
 
-    /// The memory of a receive of its own queue that has ended, whatever its status.
+    /// The memory of a receive of its own queue that has ended, whatever its status; none if it is not one of these, or no more.
     pub fn take_receive(
         &mut self,
         completion: &Completion,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use memory::Segment;
 
 use crate::error::{check, last, let_go};
-use crate::work::WorkId;
+use crate::work::{Serials, WorkId};
 use crate::{Completion, Domain, RegisteredArena, VerbsError, sys};
 
 /// Pieces of memory of one receive at most: a capsule and the data in it.
@@ -16,9 +16,16 @@ pub const MAX_RECEIVE_PIECES: usize = 2;
 
 type Lent = [Option<Segment>; MAX_RECEIVE_PIECES];
 
+/// A receive, and what is lent to it.
+struct Posted {
+    id: WorkId,
+    lent: Lent,
+}
+
 /// What is posted, by tag, and what is about to be.
 pub(crate) struct Receives {
-    posted: Vec<Lent>,
+    posted: Vec<Option<Posted>>,
+    serials: Serials,
     outstanding: usize,
     requests: Vec<sys::RecvWr>,
     pieces: Box<[[sys::Sge; MAX_RECEIVE_PIECES]]>,
@@ -27,7 +34,8 @@ pub(crate) struct Receives {
 impl Receives {
     pub(crate) fn new(capacity: usize) -> Receives {
         Receives {
-            posted: (0..capacity).map(|_| Lent::default()).collect(),
+            posted: (0..capacity).map(|_| None).collect(),
+            serials: Serials::default(),
             outstanding: 0,
             requests: Vec::with_capacity(capacity),
             pieces: vec![<[sys::Sge; MAX_RECEIVE_PIECES]>::default(); capacity].into_boxed_slice(),
@@ -41,9 +49,10 @@ impl Receives {
         segments: Lent,
     ) -> Result<(), VerbsError> {
         let slot = self.posted.get_mut(tag as usize);
-        let slot =
-            slot.ok_or(VerbsError::Misuse("a receive's tag is beyond the queue's capacity"))?;
-        if slot.iter().any(Option::is_some) {
+        let id = WorkId::receive(tag, self.serials.next());
+        let beyond = VerbsError::Misuse("a receive's tag is beyond the queue's capacity");
+        let (Some(slot), Some(id)) = (slot, id) else { return Err(beyond) };
+        if slot.is_some() {
             return Err(VerbsError::Misuse("a receive with this tag is posted already"));
         }
         let mut pieces = <[sys::Sge; MAX_RECEIVE_PIECES]>::default();
@@ -56,15 +65,10 @@ impl Receives {
         }
         let room = self.pieces.get_mut(self.requests.len());
         *room.ok_or(VerbsError::Full { wanted: 1, room: 0 })? = pieces;
-        *slot = segments;
+        *slot = Some(Posted { id, lent: segments });
         self.outstanding += 1;
         let (next, sg_list) = (ptr::null_mut(), ptr::null_mut());
-        self.requests.push(sys::RecvWr {
-            wr_id: WorkId::receive(tag).0,
-            next,
-            sg_list,
-            num_sge: count,
-        });
+        self.requests.push(sys::RecvWr { wr_id: id.0, next, sg_list, num_sge: count });
         Ok(())
     }
 
@@ -102,7 +106,7 @@ impl Receives {
             let refused = self.requests.iter().skip_while(|request| !ptr::eq(*request, bad));
             for request in refused {
                 if let Some(slot) = self.posted.get_mut(WorkId(request.wr_id).tag() as usize) {
-                    *slot = Lent::default();
+                    *slot = None;
                     self.outstanding -= 1;
                 }
             }
@@ -111,17 +115,14 @@ impl Receives {
         result
     }
 
-    /// The loans of a receive that has ended.
+    /// The loans of a receive that has ended. None if it is of another queue, or was handed in before: then there may be another one
+    /// with this tag, which the device still has.
+    #[inline]
     fn take(&mut self, completion: &Completion) -> Option<Lent> {
-        if !completion.is_receive() {
-            return None;
-        }
         let slot = self.posted.get_mut(completion.tag() as usize)?;
-        let lent = mem::take(slot);
-        lent.iter().any(Option::is_some).then(|| {
-            self.outstanding -= 1;
-            lent
-        })
+        let Posted { lent, .. } = slot.take_if(|posted| posted.id == completion.id())?;
+        self.outstanding -= 1;
+        Some(lent)
     }
 }
 
@@ -280,7 +281,7 @@ impl SharedReceives {
         self.receives.flush("ibv_post_srq_recv", |first, bad| unsafe { post(queue, first, bad) })
     }
 
-    /// The memory of a receive that has ended, whatever its status; none if it is not one of these.
+    /// The memory of a receive that has ended, whatever its status; none if it is not one of these, or no more.
     pub fn take(
         &mut self,
         completion: &Completion,

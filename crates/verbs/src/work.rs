@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::ptr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use bitflags::bitflags;
 use memory::Segment;
@@ -37,7 +38,8 @@ pub enum Work {
     Read(Remote),
 }
 
-/// What a completion is told by: the caller's tag, and for sends the place in the queue.
+/// What a completion is told by, which nobody outside can make up: the caller's tag, of a send its place in the queue, of a
+/// receive a number that no other has had in this process for a very long time ([`Serials`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WorkId(pub(crate) u64);
 
@@ -45,9 +47,13 @@ impl WorkId {
     const RECEIVE: u64 = 1 << 63;
     /// Places are counted modulo this.
     pub(crate) const PLACES: u32 = 1 << 31;
+    /// Bits of a receive's tag.
+    const TAG_BITS: u32 = 20;
 
-    pub(crate) fn receive(tag: u32) -> WorkId {
-        WorkId(WorkId::RECEIVE | u64::from(tag))
+    /// None if the tag is too large.
+    pub(crate) fn receive(tag: u32, serial: u64) -> Option<WorkId> {
+        let fits = tag >> WorkId::TAG_BITS == 0;
+        fits.then_some(WorkId(WorkId::RECEIVE | serial << WorkId::TAG_BITS | u64::from(tag)))
     }
 
     fn send(tag: u32) -> WorkId {
@@ -59,7 +65,8 @@ impl WorkId {
     }
 
     pub(crate) fn tag(self) -> u32 {
-        u32::try_from(self.0 & u64::from(u32::MAX)).unwrap_or_default()
+        let bits = if self.is_receive() { WorkId::TAG_BITS } else { u32::BITS };
+        u32::try_from(self.0 & ((1 << bits) - 1)).unwrap_or_default()
     }
 
     pub(crate) fn place(self) -> u32 {
@@ -68,6 +75,35 @@ impl WorkId {
 
     pub(crate) fn is_receive(self) -> bool {
         self.0 & WorkId::RECEIVE != 0
+    }
+}
+
+/// Where the places of another work queue begin: far from those of the last one whose queue pair had the same number.
+pub(crate) fn first_place() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(0x9E37_79B9, Ordering::Relaxed) % WorkId::PLACES
+}
+
+/// Numbers of receives. They are had in blocks, so that threads do not share what counts them.
+#[derive(Default)]
+pub(crate) struct Serials {
+    next: u64,
+    end: u64,
+}
+
+impl Serials {
+    const BLOCK: u64 = 1 << 12;
+
+    #[inline]
+    pub(crate) fn next(&mut self) -> u64 {
+        static BLOCKS: AtomicU64 = AtomicU64::new(0);
+        if self.next == self.end {
+            self.next = BLOCKS.fetch_add(Serials::BLOCK, Ordering::Relaxed);
+            self.end = self.next.wrapping_add(Serials::BLOCK);
+        }
+        let serial = self.next;
+        self.next += 1;
+        serial & ((WorkId::RECEIVE >> WorkId::TAG_BITS) - 1)
     }
 }
 

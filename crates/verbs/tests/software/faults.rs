@@ -365,3 +365,52 @@ fn a_shared_queue_that_is_still_in_use_keeps_what_is_posted() {
     stage.target.shared = None;
     assert!(buffer.bytes_mut().is_none(), "the queue pair can still receive into it");
 }
+
+#[test]
+fn a_completion_gives_back_the_loan_of_its_own_receive_alone() {
+    for shared in [0, 8] {
+        let shape = Shape { shared, ..Shape::default() };
+        let mut stage = stage_with(Shape::default(), shape, Parameters::default());
+        let mut other = stage_with(Shape::default(), shape, Parameters::default());
+        stage.target.receive(3, 64);
+        stage.chain.push_inline(Work::Send, Flags::SIGNALED, 0, b"x").unwrap();
+        stage.host.queue.post(&mut stage.chain).unwrap();
+        let completion = stage.first(true);
+        assert!(completion.is_receive() && completion.tag() == 3);
+        // The same number, and the same tag: those of another fabric.
+        assert_eq!(other.target.number(), stage.target.number());
+        other.target.receive(3, 64);
+        assert!(other.target.taken(&completion).is_none(), "it is of another queue");
+        assert!(stage.target.taken(&completion).is_some());
+        stage.target.receive(3, 64);
+        assert!(stage.target.taken(&completion).is_none(), "the device has it again");
+    }
+}
+
+#[test]
+fn a_completion_gives_back_the_loans_of_its_own_sends_alone() {
+    let (mut stage, mut other) = (stage(), stage());
+    assert_eq!(other.target.number(), stage.target.number());
+    let (_segment, remote) = stage.remote(64);
+    let mut completions = Vec::new();
+    for _ in 0..2 {
+        stage.chain.push_inline(Work::Write(remote), Flags::SIGNALED, 0, b"x").unwrap();
+        stage.target.queue.post(&mut stage.chain).unwrap();
+        completions.push(stage.first(true));
+    }
+    let (_segment, remote) = other.remote(64);
+    let mut buffer = other.target.buffer(&[1; 64]);
+    let segment = buffer.segment(0, 64).unwrap();
+    let work = Work::Write(remote);
+    other.chain.push(work, Flags::SIGNALED, 0, &other.target.memory, [segment]).unwrap();
+    other.target.queue.post(&mut other.chain).unwrap();
+    for completion in &completions {
+        other.target.queue.retire(completion);
+        stage.target.queue.retire(completion);
+    }
+    assert!(buffer.bytes_mut().is_none(), "the device still reads it");
+    assert_eq!(other.target.queue.outstanding(), 1);
+    assert_eq!(stage.target.queue.outstanding(), 0);
+    other.first(true);
+    assert!(buffer.bytes_mut().is_some());
+}
