@@ -294,6 +294,13 @@ pub struct DeviceWrite {
     segment: Segment,
 }
 
+impl DeviceWrite {
+    /// The device has done with it.
+    pub fn end(self) -> Segment {
+        self.segment.clone()
+    }
+}
+
 impl Deref for DeviceWrite {
     type Target = Segment;
 
@@ -369,7 +376,7 @@ mod tests {
         loan.fill_zero();
         let writing = loan.clone().device_write().unwrap();
         assert_eq!(loan.view(<[u8]>::len), None);
-        drop(writing);
+        assert_eq!(writing.end().view(<[u8]>::len), Some(8));
         let inside = loan.view(|bytes| {
             assert!(loan.clone().device_write().is_none());
             assert_eq!(loan.copy_from(0, b"ab"), 0);

@@ -11,7 +11,7 @@ use memory::Segment;
 
 use crate::error::{check, last, let_go};
 use crate::receive::{MAX_RECEIVE_PIECES, OwnReceives, Receives};
-use crate::work::{WorkId, first_place};
+use crate::work::{Loan, WorkId, first_place};
 use crate::{
     Completion, CompletionQueue, Domain, RegisteredArena, SendChain, SharedReceiveQueue,
     VerbsError, sys,
@@ -265,7 +265,7 @@ impl Drop for QueuePair {
 /// What a queue pair has on loan.
 struct Loans {
     /// Of its sends, by their places.
-    sends: VecDeque<(u32, Segment)>,
+    sends: VecDeque<(u32, Loan)>,
     own: Option<OwnReceives>,
     lifeline: Lifeline,
 }
@@ -345,7 +345,7 @@ impl WorkQueue {
 
     /// Whether somebody waits for memory that is on loan to it ([`Segment::is_wanted`]).
     pub fn is_wanted(&self) -> bool {
-        self.lent.sends.iter().any(|(_, segment)| segment.is_wanted())
+        self.lent.sends.iter().any(|(_, loan)| loan.segment().is_wanted())
     }
 
     /// How many more may be posted.
@@ -398,11 +398,9 @@ impl WorkQueue {
             (self.post)(self.pair.raw.as_ptr(), first, &raw mut bad)
         });
         let posted = if result.is_ok() { wanted } else { chain.before(bad) };
-        for (index, segment) in chain.lent.drain(..) {
+        for (index, loan) in chain.lent.drain(..) {
             if (index as usize) < posted {
-                self.lent
-                    .sends
-                    .push_back((self.next.wrapping_add(index) % WorkId::PLACES, segment));
+                self.lent.sends.push_back((self.next.wrapping_add(index) % WorkId::PLACES, loan));
             }
         }
         self.next =
@@ -436,7 +434,7 @@ impl WorkQueue {
     /// Adds a receive to the queue pair's own queue, to be posted by the next [`WorkQueue::flush_receives`].
     ///
     /// # Errors
-    /// [`VerbsError::Misuse`] if it has none, the tag is in use or too large, or the memory is not registered.
+    /// [`VerbsError::Misuse`] if it has none, the tag is in use or too large, or the memory is not registered or being looked at.
     pub fn push_receive(
         &mut self,
         tag: u32,

@@ -5,10 +5,10 @@ use std::mem;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-use memory::Segment;
+use memory::{DeviceWrite, Segment};
 
 use crate::error::{check, last, let_go};
-use crate::work::{Serials, WorkId};
+use crate::work::{NOT_REGISTERED, NOT_WRITABLE, Serials, WorkId};
 use crate::{Completion, Domain, RegisteredArena, VerbsError, sys};
 
 /// Pieces of memory of one receive at most: a capsule and the data in it.
@@ -16,10 +16,10 @@ pub const MAX_RECEIVE_PIECES: usize = 2;
 
 type Lent = [Option<Segment>; MAX_RECEIVE_PIECES];
 
-/// A receive, and what is lent to it.
+/// A receive, and what the device may be writing because of it.
 struct Posted {
     id: WorkId,
-    lent: Lent,
+    lent: [Option<DeviceWrite>; MAX_RECEIVE_PIECES],
 }
 
 /// What is posted, by tag, and what is about to be.
@@ -57,15 +57,19 @@ impl Receives {
         }
         let mut pieces = <[sys::Sge; MAX_RECEIVE_PIECES]>::default();
         let mut count = 0;
-        for (piece, segment) in pieces.iter_mut().zip(segments.iter().flatten()) {
-            let sge = memory.sge(segment);
-            *piece =
-                sge.ok_or(VerbsError::Misuse("the memory is not registered with this domain"))?;
-            count += 1;
+        let (mut lent, mut free) = ([None, None], pieces.iter_mut());
+        for (lent, segment) in lent.iter_mut().zip(segments) {
+            if let Some(segment) = segment
+                && let Some(piece) = free.next()
+            {
+                *piece = memory.sge(&segment).ok_or(NOT_REGISTERED)?;
+                *lent = Some(segment.device_write().ok_or(NOT_WRITABLE)?);
+                count += 1;
+            }
         }
         let room = self.pieces.get_mut(self.requests.len());
         *room.ok_or(VerbsError::Full { wanted: 1, room: 0 })? = pieces;
-        *slot = Some(Posted { id, lent: segments });
+        *slot = Some(Posted { id, lent });
         self.outstanding += 1;
         let (next, sg_list) = (ptr::null_mut(), ptr::null_mut());
         self.requests.push(sys::RecvWr { wr_id: id.0, next, sg_list, num_sge: count });
@@ -122,7 +126,7 @@ impl Receives {
         let slot = self.posted.get_mut(completion.tag() as usize)?;
         let Posted { lent, .. } = slot.take_if(|posted| posted.id == completion.id())?;
         self.outstanding -= 1;
-        Some(lent)
+        Some(lent.map(|lent| lent.map(DeviceWrite::end)))
     }
 }
 
@@ -261,7 +265,7 @@ impl SharedReceives {
     /// Adds a receive into these segments, to be posted by the next [`SharedReceives::flush`].
     ///
     /// # Errors
-    /// [`VerbsError::Misuse`] if the tag is in use or too large, or the memory is not registered.
+    /// [`VerbsError::Misuse`] if the tag is in use or too large, or the memory is not registered or being looked at.
     pub fn push(
         &mut self,
         tag: u32,

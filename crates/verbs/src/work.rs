@@ -8,7 +8,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use bitflags::bitflags;
-use memory::Segment;
+use memory::{DeviceWrite, Segment};
 
 use crate::{RegisteredArena, Remote, VerbsError, sys};
 
@@ -107,6 +107,35 @@ impl Serials {
     }
 }
 
+/// A segment that the device has.
+pub(crate) enum Loan {
+    /// It reads it.
+    Read(Segment),
+    /// It writes it: nobody is to look at it meanwhile.
+    Written(DeviceWrite),
+}
+
+impl Loan {
+    fn new(work: Work, segment: Segment) -> Result<Loan, VerbsError> {
+        match work {
+            Work::Read(_) => segment.device_write().map(Loan::Written).ok_or(NOT_WRITABLE),
+            _ => Ok(Loan::Read(segment)),
+        }
+    }
+
+    pub(crate) fn segment(&self) -> &Segment {
+        match self {
+            Loan::Read(segment) => segment,
+            Loan::Written(segment) => segment,
+        }
+    }
+}
+
+pub(crate) const NOT_REGISTERED: VerbsError =
+    VerbsError::Misuse("the memory is not registered with this domain");
+pub(crate) const NOT_WRITABLE: VerbsError =
+    VerbsError::Misuse("somebody looks at the memory that a device is to write");
+
 /// Inline data of one request at most.
 pub const MAX_INLINE: usize = 64;
 
@@ -117,7 +146,7 @@ pub struct SendChain {
     pieces: Vec<sys::Sge>,
     inline: Box<[[u8; MAX_INLINE]]>,
     /// Loans, by the index of the request.
-    pub(crate) lent: Vec<(u32, Segment)>,
+    pub(crate) lent: Vec<(u32, Loan)>,
 }
 
 impl fmt::Debug for SendChain {
@@ -150,8 +179,8 @@ impl SendChain {
     /// Adds a request over memory; the segments stay lent until it has ended.
     ///
     /// # Errors
-    /// [`VerbsError::Full`] when the chain is, [`VerbsError::Misuse`] if a segment's memory is not registered. The chain is as
-    /// it was before.
+    /// [`VerbsError::Full`] when the chain is, [`VerbsError::Misuse`] if a segment's memory is not registered, or is being looked
+    /// at and to be read into. The chain is as it was before.
     #[inline]
     pub fn push(
         &mut self,
@@ -165,25 +194,37 @@ impl SendChain {
         let (pieces, lent) = (self.pieces.len(), self.lent.len());
         let index = u32::try_from(self.requests.len()).unwrap_or(u32::MAX);
         for segment in segments {
-            let sge = match work {
-                Work::Read(_) => memory.sge(&segment),
-                _ => memory.source(&segment),
-            };
-            let fits = self.pieces.len() < self.pieces.capacity()
-                && self.lent.len() < self.lent.capacity();
-            let (Some(sge), true) = (sge, fits) else {
+            if let Err(error) = self.lend(index, work, memory, segment) {
                 self.pieces.truncate(pieces);
                 self.lent.truncate(lent);
-                return Err(if sge.is_none() {
-                    VerbsError::Misuse("the memory is not registered with this domain")
-                } else {
-                    VerbsError::Full { wanted: 1, room: 0 }
-                });
-            };
-            self.pieces.push(sge);
-            self.lent.push((index, segment));
+                return Err(error);
+            }
         }
         self.add(work, flags.bits(), tag, self.pieces.len() - pieces);
+        Ok(())
+    }
+
+    /// Adds a piece of memory of the request with this index.
+    #[inline]
+    fn lend(
+        &mut self,
+        index: u32,
+        work: Work,
+        memory: &RegisteredArena,
+        segment: Segment,
+    ) -> Result<(), VerbsError> {
+        let sge = match work {
+            Work::Read(_) => memory.sge(&segment),
+            _ => memory.source(&segment),
+        };
+        let sge = sge.ok_or(NOT_REGISTERED)?;
+        let full =
+            self.pieces.len() == self.pieces.capacity() || self.lent.len() == self.lent.capacity();
+        if full {
+            return Err(VerbsError::Full { wanted: 1, room: 0 });
+        }
+        self.lent.push((index, Loan::new(work, segment)?));
+        self.pieces.push(sge);
         Ok(())
     }
 

@@ -414,3 +414,43 @@ fn a_completion_gives_back_the_loans_of_its_own_sends_alone() {
     other.first(true);
     assert!(buffer.bytes_mut().is_some());
 }
+
+#[test]
+fn nobody_looks_at_what_a_device_may_be_writing() {
+    for shared in [0, 8] {
+        let shape = Shape { shared, ..Shape::default() };
+        let mut stage = stage_with(Shape::default(), shape, Parameters::default());
+        stage.target.receive(0, 64);
+        stage.chain.push_inline(Work::Send, Flags::SIGNALED, 0, b"x").unwrap();
+        stage.host.queue.post(&mut stage.chain).unwrap();
+        let completion = stage.first(true);
+        let segment = stage.target.taken(&completion).unwrap();
+        assert_eq!(segment.view(|bytes| bytes[0]), Some(b'x'));
+        // Posted again, it is the device's again.
+        let target = &mut stage.target;
+        let segments = [Some(segment.clone()), None];
+        let pushed = match &mut target.shared {
+            Some(shared) => shared.push(0, &target.memory, segments),
+            None => target.queue.push_receive(0, &target.memory, segments),
+        };
+        pushed.unwrap();
+        assert_eq!(segment.view(<[u8]>::len), None);
+    }
+    let mut stage = stage();
+    let (_segment, remote) = stage.remote(64);
+    let segment = stage.target.filled(&[0; 64]);
+    let (work, lent) = (Work::Read(remote), segment.clone());
+    stage.chain.push(work, Flags::SIGNALED, 0, &stage.target.memory, [lent]).unwrap();
+    stage.target.queue.post(&mut stage.chain).unwrap();
+    assert_eq!(segment.view(<[u8]>::len), None);
+    stage.first(true);
+    assert_eq!(segment.view(<[u8]>::len), Some(64));
+    // The other way round: while somebody looks, it is not lent for that.
+    let (chain, memory) = (&mut stage.chain, &stage.target.memory);
+    let pushed = segment.view(|_| {
+        let written = chain.push(work, Flags::SIGNALED, 0, memory, [segment.clone()]);
+        let read = chain.push(Work::Write(remote), Flags::SIGNALED, 0, memory, [segment.clone()]);
+        (written.is_ok(), read.is_ok())
+    });
+    assert_eq!(pushed, Some((false, true)));
+}
