@@ -432,13 +432,13 @@ impl Controller {
     ) -> Result<Cqe, HostError> {
         let slot = self.slot()?;
         if matches!(transfer, Transfer::Write(_)) {
-            copy(self.queue.data_mut(slot), data);
+            self.queue.copy_from(slot, 0, data);
         }
         let timeout = self.options.timeout;
         let result = self.queue.call(slot, sqe, transfer, timeout, "an admin command");
         let completion = self.ended(slot, result)?;
         if matches!(transfer, Transfer::Read(_)) {
-            copy(data, self.queue.data(slot));
+            self.queue.copy_to(slot, 0, data);
         }
         self.queue.release(slot);
         Ok(completion.cqe)
@@ -518,7 +518,7 @@ fn connect_queue(
     let Some(slot) = queue.reserve() else {
         return Err(HostError::Request(crate::error::RequestError::Ended));
     };
-    copy(queue.data_mut(slot), data.as_bytes());
+    queue.copy_from(slot, 0, data.as_bytes());
     let completion = queue.call(
         slot,
         command.to_sqe(),
@@ -539,11 +539,4 @@ fn connect_queue(
         });
     }
     Ok(ConnectResult::from(&completion.cqe))
-}
-
-/// Copies as many bytes as both sides have.
-fn copy(to: &mut [u8], from: &[u8]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = *from;
-    }
 }

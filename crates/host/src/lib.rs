@@ -31,7 +31,9 @@
 //! while queue.outstanding() > 0 {
 //!     queue.receive()?;
 //!     while let Some(ended) = queue.next_completion() {
-//!         println!("{}: {:?}", ended.cqe.status(), queue.data(ended.slot).first());
+//!         let mut data = [0; 4096];
+//!         queue.copy_to(ended.slot, 0, &mut data);
+//!         println!("{}: {:?}", ended.cqe.status(), data.first());
 //!         queue.release(ended.slot);
 //!     }
 //! }

@@ -42,17 +42,18 @@ fn blocks_come_back_as_written_at_any_size_with_and_without_digests() {
             let bytes = usize::try_from(length).unwrap();
             let slot = queue.reserve().unwrap();
             let data: Vec<u8> = (0..bytes).map(|at| u8::try_from(at * 13 % 249).unwrap()).collect();
-            queue.data_mut(slot)[..bytes].copy_from_slice(&data);
+            queue.copy_from(slot, 0, &data);
             let limit = Duration::from_secs(10);
             let write = Io::Write(Blocks::new(3, blocks)).to_sqe(1);
             let ended = queue.call(slot, write, Transfer::Write(length), limit, "a write").unwrap();
             assert!(ended.cqe.status().is_success());
             assert_eq!(stub.state.disk.lock().unwrap()[3 * BLOCK..3 * BLOCK + bytes], data);
-            queue.data_mut(slot).fill(0);
+            queue.copy_from(slot, 0, &vec![0; bytes]);
             let read = Io::Read(Blocks::new(3, blocks)).to_sqe(1);
             let ended = queue.call(slot, read, Transfer::Read(length), limit, "a read").unwrap();
             assert!(ended.cqe.status().is_success() && !ended.data_digest_error);
-            assert_eq!(queue.data(slot)[..bytes], data);
+            let mut found = vec![0; bytes];
+            assert_eq!((queue.copy_to(slot, 0, &mut found), found), (bytes, data));
             queue.release(slot);
         }
         controller.keep_alive().unwrap();

@@ -110,18 +110,19 @@ fn blocks_come_back_as_written_at_any_size() {
             carried += usize::from(length <= answers::IN_CAPSULE);
             let slot = queue.reserve().unwrap();
             let data = pattern(bytes, blocks as usize);
-            queue.data_mut(slot)[..bytes].copy_from_slice(&data);
+            queue.copy_from(slot, 0, &data);
             let write = Io::Write(Blocks::new(3, blocks)).to_sqe(1);
             let ended = queue.call(slot, write, Transfer::Write(length), LIMIT, "a write").unwrap();
             assert!(ended.cqe.status().is_success());
             assert_eq!(ended.transferred, length);
             assert_eq!(stub.state.disk.lock().unwrap()[3 * BLOCK..3 * BLOCK + bytes], data);
             assert_eq!(stub.seen.in_capsule.load(Ordering::Relaxed), carried);
-            queue.data_mut(slot).fill(0);
+            queue.copy_from(slot, 0, &vec![0; bytes]);
             let read = Io::Read(Blocks::new(3, blocks)).to_sqe(1);
             let ended = queue.call(slot, read, Transfer::Read(length), LIMIT, "a read").unwrap();
             assert_eq!((ended.cqe.status(), ended.transferred), (Status::SUCCESS, length));
-            assert_eq!(queue.data(slot)[..bytes], data);
+            let mut found = vec![0; bytes];
+            assert_eq!((queue.copy_to(slot, 0, &mut found), found), (bytes, data));
             queue.release(slot);
         }
         // An error moves nothing, and the queue goes on.
@@ -149,8 +150,9 @@ fn a_turns_commands_go_out_together_and_cost_no_system_call() {
     while ended < 32 {
         queue.receive().unwrap();
         while let Some(completion) = queue.next_completion() {
-            let expected = [completion.slot.index() as u8; BLOCK];
-            assert_eq!(queue.data(completion.slot)[..BLOCK], expected);
+            let mut found = [0; BLOCK];
+            assert_eq!(queue.copy_to(completion.slot, 0, &mut found), BLOCK);
+            assert_eq!(found, [completion.slot.index() as u8; BLOCK]);
             ended += 1;
         }
     }
@@ -174,18 +176,20 @@ fn responses_may_come_in_any_order() {
         assert_eq!(order, (0..8).rev().collect::<Vec<_>>());
         for completion in &ended {
             let slot = completion.slot;
-            assert!(queue.data(slot)[..BLOCK].iter().all(|&byte| byte == slot.index() as u8));
+            let mut found = [0; BLOCK];
+            assert_eq!(queue.copy_to(slot, 0, &mut found), BLOCK);
+            assert_eq!(found, [slot.index() as u8; BLOCK]);
             queue.release(slot);
         }
         // Writes, some of which travel in their capsules: a slot ends once its capsule has left, too.
         let mut lengths = [512, 4096, 8192].into_iter().cycle();
         while let Some(slot) = queue.reserve() {
             let length: u32 = lengths.next().unwrap();
-            queue.data_mut(slot).fill(100 + slot.index() as u8);
+            queue.copy_from(slot, 0, &[100 + slot.index() as u8; 8192]);
             let first = slot.index() as u64 * 16;
             let write = Io::Write(Blocks::new(first, length / BLOCK as u32)).to_sqe(1);
             queue.submit(slot, write, Transfer::Write(length)).unwrap();
-            assert!(queue.data_mut(slot).is_empty(), "in use");
+            assert_eq!(queue.copy_from(slot, 0, &[0]), 0, "in use");
         }
         for completion in gather(&mut queue, 8).unwrap() {
             assert!(completion.cqe.status().is_success());
@@ -326,8 +330,8 @@ fn a_peer_that_says_nothing_costs_no_more_than_the_timeout() {
     let error = queue.call(slot, read, Transfer::Read(512), limit, "a read").unwrap_err();
     assert!(matches!(error, HostError::Timeout { what: "a read", .. }), "{error:?}");
     assert!(begun.elapsed() < LIMIT);
-    // While it is the controller's, nobody has a reference to its memory.
-    assert!(queue.data(slot).is_empty() && queue.data_mut(slot).is_empty());
+    // While it is the controller's, nobody reads or writes its memory.
+    assert_eq!((queue.copy_to(slot, 0, &mut [0]), queue.copy_from(slot, 0, &[0])), (0, 0));
     controller.keep_alive().unwrap();
     drop(stub);
 
@@ -361,8 +365,7 @@ fn a_slot_is_the_callers_once_its_capsule_has_left() {
         let (_stub, _controller, mut queue) = open(seed, Manners::default(), 1, 512);
         for round in 0..50 {
             let slot = queue.reserve().unwrap();
-            assert_eq!(queue.data_mut(slot).len(), 1024);
-            queue.data_mut(slot).fill(round);
+            assert_eq!(queue.copy_from(slot, 0, &[round; 2048]), 1024);
             let write = Io::Write(Blocks::new(0, 1)).to_sqe(1);
             queue.call(slot, write, Transfer::Write(512), LIMIT, "a write").unwrap();
             queue.release(slot);

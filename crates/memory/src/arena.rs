@@ -82,6 +82,7 @@ struct Mapped {
 #[derive(Debug)]
 struct Inner {
     config: ArenaConfig,
+    for_peers: bool,
     slabs: Mutex<Vec<Mapped>>,
 }
 
@@ -106,7 +107,23 @@ pub struct Arena {
 impl Arena {
     /// An empty arena; slabs are mapped when pools are made from it.
     pub fn new(config: ArenaConfig) -> Arena {
-        Arena { inner: Arc::new(Inner { config, slabs: Mutex::new(Vec::new()) }) }
+        Arena::made(config, false)
+    }
+
+    /// An arena that is there for peers to write to, by keys that nobody can take back for single buffers: at any time, whatever
+    /// has been agreed. So the bytes of its buffers are only ever copied; there are no views of them, nor
+    /// [`Buffer::bytes_mut`](crate::Buffer::bytes_mut).
+    pub fn for_peers(config: ArenaConfig) -> Arena {
+        Arena::made(config, true)
+    }
+
+    fn made(config: ArenaConfig, for_peers: bool) -> Arena {
+        Arena { inner: Arc::new(Inner { config, for_peers, slabs: Mutex::new(Vec::new()) }) }
+    }
+
+    /// Whether it is there for peers to write to.
+    pub fn is_for_peers(&self) -> bool {
+        self.inner.for_peers
     }
 
     /// Maps `bytes` (rounded up to whole slabs) and makes a reactor's pool of them.

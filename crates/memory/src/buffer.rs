@@ -49,15 +49,20 @@ impl Buffer {
         })
     }
 
-    /// The bytes themselves; `None` while any of them is lent.
+    /// Whether any of its bytes is lent.
+    pub fn is_lent(&self) -> bool {
+        self.pool.loans(self.block).holders.get() != 1
+    }
+
+    /// The bytes themselves; `None` while any of them is lent, and where [peers](crate::Arena::for_peers) may write them.
     pub fn bytes_mut(&mut self) -> Option<&mut [u8]> {
-        if self.pool.loans(self.block).holders.get() != 1 {
+        if self.pool.for_peers || self.is_lent() {
             return None;
         }
         let (base, _) = self.pool.locate(self.block);
         // SAFETY: the block is `len` bytes or more of a mapping that the pool keeps alive, and
         // initialised (fresh mappings are zero). This buffer is its only holder, so no segment,
-        // device or view refers to it, and `&mut self` keeps it so while the slice lives.
+        // device or view refers to it, no peer has a key to it, and `&mut self` keeps it so while the slice lives.
         Some(unsafe { slice::from_raw_parts_mut(base, self.len()) })
     }
 }
@@ -172,6 +177,11 @@ impl Segment {
         Segment { owner, start, len }
     }
 
+    /// Whether peers may write to it at any time.
+    fn is_for_peers(&self) -> bool {
+        matches!(&self.owner, Owner::Buffer { pool, .. } if pool.for_peers)
+    }
+
     /// The counts of its buffer; a lease has none there.
     fn loans(&self) -> Option<&Loans> {
         match &self.owner {
@@ -222,17 +232,17 @@ impl Segment {
     }
 
     /// Lets `look` read the bytes in place (a digest, a comparison); `None` while a device may be
-    /// writing this buffer.
+    /// writing this buffer, and where [peers](crate::Arena::for_peers) may.
     pub fn view<R>(&self, look: impl FnOnce(&[u8]) -> R) -> Option<R> {
         let loans = self.loans();
-        if loans.is_some_and(|loans| loans.writers.get() != 0) {
+        if self.is_for_peers() || loans.is_some_and(|loans| loans.writers.get() != 0) {
             return None;
         }
         if let Some(loans) = loans {
             loans.viewers.set(loans.viewers.get() + 1);
         }
         // SAFETY: the bytes lie inside the loan and are initialised. Of a buffer, no device writes them (no
-        // `DeviceWrite` is out, and none is granted while a view is open), copies into the buffer
+        // `DeviceWrite` is out, and none is granted while a view is open), no peer has a key to them, copies into the buffer
         // are refused meanwhile, and `bytes_mut` needs all loans returned: they cannot change. Of a
         // medium, they are leased while this segment lives, and nothing writes what is leased (see `lease`).
         let bytes = unsafe { slice::from_raw_parts(self.start, self.len()) };
@@ -292,6 +302,13 @@ impl fmt::Debug for Segment {
 #[derive(Debug)]
 pub struct DeviceWrite {
     segment: Segment,
+}
+
+impl DeviceWrite {
+    /// The device has done with it.
+    pub fn end(self) -> Segment {
+        self.segment.clone()
+    }
 }
 
 impl Deref for DeviceWrite {
@@ -362,6 +379,19 @@ mod tests {
     }
 
     #[test]
+    fn what_peers_may_write_is_copied_only() {
+        let config = ArenaConfig { capacity: SLAB_SIZE, hugepages: Hugepages::Never };
+        let mut buffer = Arena::for_peers(config).pool(SLAB_SIZE).unwrap().take(8).unwrap();
+        assert!(!buffer.is_lent() && buffer.bytes_mut().is_none());
+        let loan = buffer.segment(0, 8).unwrap();
+        assert!(buffer.is_lent());
+        assert_eq!(loan.copy_from(2, b"xy"), 2);
+        assert_eq!(loan.view(<[u8]>::len), None);
+        let mut out = [0; 2];
+        assert_eq!((loan.copy_to(2, &mut out), &out), (2, b"xy"));
+    }
+
+    #[test]
     fn views_and_device_writes_exclude_each_other() {
         let pool = pool();
         let buffer = pool.take(8).unwrap();
@@ -369,7 +399,7 @@ mod tests {
         loan.fill_zero();
         let writing = loan.clone().device_write().unwrap();
         assert_eq!(loan.view(<[u8]>::len), None);
-        drop(writing);
+        assert_eq!(writing.end().view(<[u8]>::len), Some(8));
         let inside = loan.view(|bytes| {
             assert!(loan.clone().device_write().is_none());
             assert_eq!(loan.copy_from(0, b"ab"), 0);

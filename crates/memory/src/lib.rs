@@ -14,7 +14,8 @@
 //!
 //! The bytes of a piece may be changing under us while a device has them. So there is no
 //! `&[u8]` to a [`Segment`]; there are copies, and [`Segment::view`], which refuses while a
-//! [`DeviceWrite`] is out.
+//! [`DeviceWrite`] is out. Memory that peers may write whenever they like is an arena of its own ([`Arena::for_peers`]):
+//! of that there are copies only.
 //!
 //! A [`SharedMemory`] is the medium of a RAM device. Part of it is lent to the wire as a [`Segment`], too: a *lease*,
 //! for which writes wait (see [`lease`]). System calls that take many segments at once are in [`vectored`], so

@@ -22,6 +22,8 @@ pub(crate) struct Inner {
     slabs: Box<[Slab]>,
     buddy: RefCell<Buddy>,
     loans: Box<[Loans]>,
+    /// Peers may write to all of it at any time.
+    pub(crate) for_peers: bool,
     /// Keeps the mappings.
     arena: Arena,
 }
@@ -51,6 +53,7 @@ impl Pool {
                 slabs: slabs.into_boxed_slice(),
                 buddy: RefCell::new(buddy),
                 loans,
+                for_peers: arena.is_for_peers(),
                 arena,
             }),
         }

@@ -1,7 +1,8 @@
 //! The memory of receives, by tag: where a capsule's SQE goes, and where the data goes that comes with it.
 //!
 //! On a shared receive queue the data of each receive has a buffer of its own, which becomes the command's, in exchange for
-//! the command's. On a queue pair's own receives all share one small buffer, and the data is copied out of it.
+//! the command's. On a queue pair's own receives all share one small buffer, in which the device is always writing somewhere: the data is
+//! copied out of it before anybody looks at it.
 //!
 //! The shared queues of all devices together leave the target's commands half of the reactor's pool at least. Each takes its part when it
 //! is made, half of what the others have left of theirs at most, so that there is something for the next device, whichever comes.
@@ -64,6 +65,8 @@ pub(crate) struct Receives {
     slots: Vec<Slot>,
     /// Bytes of data in a capsule.
     data_bytes: usize,
+    /// Where data is looked at that lies in the common buffer.
+    copy: Box<[u8]>,
 }
 
 impl Receives {
@@ -74,7 +77,7 @@ impl Receives {
             let data = if data_bytes == 0 { Data::None } else { Data::Own(None) };
             Slot { sqe: None, data, holder: None }
         };
-        Receives { slots: (0..count).map(slot).collect(), data_bytes }
+        Receives { slots: (0..count).map(slot).collect(), data_bytes, copy: Box::default() }
     }
 
     /// Bytes of the pool that those of a shared queue take.
@@ -93,7 +96,7 @@ impl Receives {
             Some(Slot { sqe: Some(all.segment(start, SQE_BYTES)?), data, holder: None })
         };
         let slots = (0..count).map(slot).collect::<Option<_>>()?;
-        Some(Receives { slots, data_bytes })
+        Some(Receives { slots, data_bytes, copy: vec![0; data_bytes].into() })
     }
 
     /// Bytes of data in a capsule of a queue pair with `depth` receives of its own.
@@ -150,7 +153,7 @@ impl Receives {
 
     /// Lets `look` see the first `length` bytes of what came with it.
     pub(crate) fn view<R>(
-        &self,
+        &mut self,
         tag: u32,
         length: usize,
         look: impl FnOnce(&[u8]) -> R,
@@ -160,7 +163,10 @@ impl Receives {
         }
         match &self.slots.get(tag as usize)?.data {
             Data::None | Data::Own(None) => None,
-            Data::Part(part) => part.part(0, length)?.view(look),
+            Data::Part(part) => {
+                let copy = self.copy.get_mut(..length)?;
+                (part.copy_to(0, copy) == length).then(|| look(copy))
+            }
             Data::Own(Some(buffer)) => buffer.segment(0, length)?.view(look),
         }
     }

@@ -29,17 +29,19 @@ fn what_was_written_is_read() {
         let slot = queue.reserve().unwrap();
         let length = bytes as usize;
         let data = pattern(lba, length);
-        queue.data_mut(slot)[..length].copy_from_slice(&data);
+        queue.copy_from(slot, 0, &data);
         let count = blocks(bytes);
         let write = Command::Write(Blocks::new(lba, count)).to_sqe(1);
         let timeout = std::time::Duration::from_secs(10);
         let ended = queue.call(slot, write, Transfer::Write(bytes), timeout, "a write").unwrap();
         assert!(ended.cqe.status().is_success(), "{:?}", ended.cqe);
-        queue.data_mut(slot)[..length].fill(0);
+        queue.copy_from(slot, 0, &vec![0; length]);
         let read = Command::Read(Blocks::new(lba, count)).to_sqe(1);
         let ended = queue.call(slot, read, Transfer::Read(bytes), timeout, "a read").unwrap();
         assert!(ended.cqe.status().is_success(), "{:?}", ended.cqe);
-        assert!(queue.data(slot)[..length] == data[..], "{bytes} bytes at {lba}");
+        let mut found = vec![0; length];
+        assert_eq!(queue.copy_to(slot, 0, &mut found), length);
+        assert!(found == data, "{bytes} bytes at {lba}");
         queue.release(slot);
     }
     let counted = node.network.total();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
-use crate::error::{check, check_ready, last};
+use crate::error::{check, check_ready, last, let_go};
 use crate::work::WorkId;
 use crate::{Device, VerbsError, sys};
 
@@ -125,7 +125,9 @@ unsafe impl Sync for Channel {}
 impl Drop for Channel {
     fn drop(&mut self) {
         // SAFETY: our own channel; every completion queue of it held this, so none is left.
-        unsafe { (self.device.library().api().ibv_destroy_comp_channel)(self.raw.as_ptr()) };
+        let result =
+            unsafe { (self.device.library().api().ibv_destroy_comp_channel)(self.raw.as_ptr()) };
+        let_go("ibv_destroy_comp_channel", result, || self.device.clone());
     }
 }
 
@@ -198,7 +200,8 @@ unsafe impl Sync for Queue {}
 impl Drop for Queue {
     fn drop(&mut self) {
         // SAFETY: our own queue; every queue pair of it held this, so none is left.
-        unsafe { (self.device.library().api().ibv_destroy_cq)(self.raw.as_ptr()) };
+        let result = unsafe { (self.device.library().api().ibv_destroy_cq)(self.raw.as_ptr()) };
+        let_go("ibv_destroy_cq", result, || (self.channel.clone(), self.device.clone()));
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
-use crate::error::{check, check_ready, last};
+use crate::error::{check, check_ready, last, let_go};
 use crate::{Library, VerbsError, sys};
 
 /// What a device can do. All limits are the device's own words, which it keeps only in part: creating something beyond what
@@ -196,7 +196,8 @@ impl Opened {
 impl Drop for Opened {
     fn drop(&mut self) {
         // SAFETY: our own context; every object made of it held this, so none is left.
-        unsafe { (self.library.api().ibv_close_device)(self.context.as_ptr()) };
+        let result = unsafe { (self.library.api().ibv_close_device)(self.context.as_ptr()) };
+        let_go("ibv_close_device", result, || ());
     }
 }
 

@@ -23,7 +23,7 @@ use std::ptr::{self, NonNull};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, ThreadId};
 
-use crate::error::last;
+use crate::error::{last, let_go};
 use crate::{Device, VerbsError, sys};
 
 struct Allocated {
@@ -41,7 +41,8 @@ unsafe impl Sync for Allocated {}
 impl Drop for Allocated {
     fn drop(&mut self) {
         // SAFETY: our own domain; every region and queue of it held this, so none is left, nor a thread's domain of it.
-        unsafe { (self.device.library().api().ibv_dealloc_pd)(self.pd.as_ptr()) };
+        let result = unsafe { (self.device.library().api().ibv_dealloc_pd)(self.pd.as_ptr()) };
+        let_go("ibv_dealloc_pd", result, || (self.thread.take(), self.device.clone()));
     }
 }
 
@@ -83,7 +84,8 @@ impl Thread {
 impl Drop for Thread {
     fn drop(&mut self) {
         // SAFETY: our own thread domain; what it was joined in is gone.
-        unsafe { (self.calls.dealloc_td)(self.td.as_ptr()) };
+        let result = unsafe { (self.calls.dealloc_td)(self.td.as_ptr()) };
+        let_go("ibv_dealloc_td", result, || self.protection.clone());
     }
 }
 

@@ -7,9 +7,9 @@
 //! alone. An endpoint holds *all* segments of its pool and lends none out; whoever owns it is the only one to touch the counts.
 //!
 //! **Slots.** A slot is the caller's to read and write until it is [exposed](Endpoint::expose) to the peer, or is on its way in
-//! a message; while it is, there is no reference to its bytes to be had. Its key stays the same, since registering memory for
-//! each command costs more than the command. So a peer that goes on using what it was shown is not kept from it: it may spoil
-//! data of this connection, and of no other.
+//! a message. Its key stays the same, since registering memory for each command costs more than the command. So a peer that goes on
+//! using what it was shown is not kept from it: it may spoil data of this connection, and of no other, and at any time. Hence
+//! there are no references to a slot's bytes: they are copied in and out, and what was copied out stays as it was looked at.
 //!
 //! **Sends.** A message without data is taken along inline, if the device can, and reported only now and then: a slot need not
 //! wait for it. A message with data is reported, and its slot busy until then.
@@ -19,7 +19,6 @@
 
 use std::fmt;
 use std::iter;
-use std::slice;
 
 use memory::{Arena, ArenaConfig, Hugepages, Pool, SLAB_SIZE, Segment};
 
@@ -177,27 +176,21 @@ impl Endpoint {
         self.slots.get_mut(usize::try_from(slot).ok()?)
     }
 
-    /// The bytes of a slot; none while it is exposed.
-    pub fn bytes(&self, slot: u32) -> &[u8] {
+    /// Copies out of a slot from `offset` into `out`; the number of bytes there were, none while it is exposed.
+    pub fn copy_to(&self, slot: u32, offset: usize, out: &mut [u8]) -> usize {
         match self.slot(slot) {
-            // SAFETY: the bytes lie in a mapping that the segment keeps, and are initialised. Only `bytes_mut` gives a reference
-            // that changes them, and not while this one borrows the endpoint. A device that sends them reads only; of a peer
-            // that writes them without being asked the module's description speaks.
-            Some(Slot { memory, exposed: false, .. }) => unsafe {
-                slice::from_raw_parts(memory.as_ptr(), memory.len())
-            },
-            _ => &[],
+            Some(Slot { memory, exposed: false, .. }) => memory.copy_to(offset, out),
+            _ => 0,
         }
     }
 
-    /// The bytes of a slot, to be changed; none while it is exposed or on its way.
-    pub fn bytes_mut(&mut self, slot: u32) -> &mut [u8] {
-        match self.slot_mut(slot) {
-            // SAFETY: as in `bytes`; the endpoint is borrowed exclusively, and the device does not read them either.
-            Some(Slot { memory, exposed: false, sending: false, .. }) => unsafe {
-                slice::from_raw_parts_mut(memory.as_mut_ptr(), memory.len())
-            },
-            _ => &mut [],
+    /// Copies `data` into a slot at `offset`; the number of bytes that fitted, none while it is exposed or on its way.
+    pub fn copy_from(&mut self, slot: u32, offset: usize, data: &[u8]) -> usize {
+        match self.slot(slot) {
+            Some(Slot { memory, exposed: false, sending: false, .. }) => {
+                memory.copy_from(offset, data)
+            }
+            _ => 0,
         }
     }
 
@@ -322,7 +315,7 @@ fn memory(
         count.saturating_mul(slot).saturating_add(small.div_ceil(slot).saturating_mul(slot));
     let capacity = bytes.div_ceil(SLAB_SIZE).saturating_mul(SLAB_SIZE);
     // Hugepages that somebody has reserved are for a target on this machine.
-    let arena = Arena::new(ArenaConfig { capacity, hugepages: Hugepages::Never });
+    let arena = Arena::for_peers(ArenaConfig { capacity, hugepages: Hugepages::Never });
     let pool = arena.pool(bytes)?;
     let access = Access::LOCAL_WRITE | Access::REMOTE_READ | Access::REMOTE_WRITE;
     Ok((pool, RegisteredArena::new(domain, &arena, access)?))

@@ -30,9 +30,11 @@
 //!
 //! # What is posted is lent
 //! A post takes the [`memory::Segment`]s that its requests name, and keeps them until they have ended: sends until
-//! [`WorkQueue::retire`] sees a completion of them or of a later one, receives until their completion is traded in for them. A
-//! work queue destroys its queue pair before it lets go of anything. A [`SharedReceives`] that is dropped while queue
-//! pairs still receive by it leaks what is posted rather than have it overwritten. A completion is to be handed in once.
+//! [`WorkQueue::retire`] sees a completion of them or of a later one, receives until their completion is traded in for them. What the
+//! device writes, received or read from a peer, cannot be looked at meanwhile ([`memory::DeviceWrite`]). A work queue destroys its queue pair before it lets go of anything. A [`SharedReceives`] that is dropped while queue
+//! pairs still receive by it leaks what is posted rather than have it overwritten. So does whatever the device does not let go of when
+//! it is to be destroyed, and one line of the log says so. A completion that is handed in twice, or to a queue that it is not of,
+//! gives nothing back: work requests have numbers, which are not used again for long.
 //!
 //! # What outlives what
 //! Every object holds what it was made of, so whatever order they are dropped in, the device sees the right one: queue pairs

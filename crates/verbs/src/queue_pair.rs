@@ -2,15 +2,16 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::mem;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 use memory::Segment;
 
-use crate::error::{check, last};
+use crate::error::{check, last, let_go};
 use crate::receive::{MAX_RECEIVE_PIECES, OwnReceives, Receives};
-use crate::work::WorkId;
+use crate::work::{Loan, WorkId, first_place};
 use crate::{
     Completion, CompletionQueue, Domain, RegisteredArena, SendChain, SharedReceiveQueue,
     VerbsError, sys,
@@ -65,8 +66,10 @@ impl State {
 pub(crate) struct Lifeline(Arc<Mutex<Life>>);
 
 struct Life {
-    /// None once it has been destroyed.
+    /// None once it has been destroyed, or could not be.
     pointer: Option<Pointer>,
+    /// It could not be: the device may still reach what it was lent.
+    stays: bool,
     /// Of a thread's domain: the thread that may be posting.
     poster: Option<ThreadId>,
 }
@@ -109,8 +112,7 @@ pub struct QueuePair {
     lifeline: Lifeline,
     domain: Domain,
     shared: Option<SharedReceiveQueue>,
-    _send: CompletionQueue,
-    _receive: CompletionQueue,
+    completions: [CompletionQueue; 2],
 }
 
 // SAFETY: the address is handed to the verbs alone, which may be called from any thread; nothing is posted here.
@@ -172,12 +174,12 @@ impl QueuePair {
             capacity,
             lifeline: Lifeline(Arc::new(Mutex::new(Life {
                 pointer: Some(Pointer(raw)),
+                stays: false,
                 poster: None,
             }))),
             domain: domain.clone(),
             shared: shared.cloned(),
-            _send: sends.clone(),
-            _receive: receives.clone(),
+            completions: [sends.clone(), receives.clone()],
         })
     }
 
@@ -252,7 +254,28 @@ impl Drop for QueuePair {
         let mut life = self.lifeline.lock();
         life.pointer = None;
         // SAFETY: our own queue pair, which nobody can reach any more: its connection asks under the lock.
-        unsafe { (self.domain.device().library().api().ibv_destroy_qp)(self.raw.as_ptr()) };
+        let result =
+            unsafe { (self.domain.device().library().api().ibv_destroy_qp)(self.raw.as_ptr()) };
+        life.stays = !let_go("ibv_destroy_qp", result, || {
+            (self.domain.clone(), self.shared.clone(), self.completions.clone())
+        });
+    }
+}
+
+/// What a queue pair has on loan.
+struct Loans {
+    /// Of its sends, by their places.
+    sends: VecDeque<(u32, Loan)>,
+    own: Option<OwnReceives>,
+    lifeline: Lifeline,
+}
+
+impl Drop for Loans {
+    fn drop(&mut self) {
+        if self.lifeline.lock().stays {
+            // As for a shared receive queue: rather lost than corrupted.
+            mem::forget((mem::take(&mut self.sends), self.own.take()));
+        }
     }
 }
 
@@ -265,8 +288,7 @@ pub struct WorkQueue {
     /// The place of the next work request, and the first that has not been retired.
     next: u32,
     oldest: u32,
-    lent: VecDeque<(u32, Segment)>,
-    own: Option<OwnReceives>,
+    lent: Loans,
     ceased: bool,
 }
 
@@ -296,12 +318,14 @@ impl WorkQueue {
             let receives = Receives::new(pair.capacity.receives as usize);
             Some(OwnReceives { post: post_recv.ok_or_else(unable)?, receives })
         };
-        let lent = VecDeque::with_capacity(pair.capacity.sends as usize);
+        let sends = VecDeque::with_capacity(pair.capacity.sends as usize);
+        let lent = Loans { sends, own, lifeline: pair.lifeline.clone() };
         let post = post.ok_or_else(unable)?;
         if pair.domain.claim()? {
             pair.lifeline.lock().poster = Some(thread::current().id());
         }
-        Ok(WorkQueue { post, pair, next: 0, oldest: 0, lent, own, ceased: false })
+        let first = first_place();
+        Ok(WorkQueue { post, pair, next: first, oldest: first, lent, ceased: false })
     }
 
     /// The queue pair.
@@ -316,12 +340,12 @@ impl WorkQueue {
 
     /// Receives of its own queue posted or about to be.
     pub fn receiving(&self) -> usize {
-        self.own.as_ref().map_or(0, |own| own.receives.outstanding())
+        self.lent.own.as_ref().map_or(0, |own| own.receives.outstanding())
     }
 
     /// Whether somebody waits for memory that is on loan to it ([`Segment::is_wanted`]).
     pub fn is_wanted(&self) -> bool {
-        self.lent.iter().any(|(_, segment)| segment.is_wanted())
+        self.lent.sends.iter().any(|(_, loan)| loan.segment().is_wanted())
     }
 
     /// How many more may be posted.
@@ -374,9 +398,9 @@ impl WorkQueue {
             (self.post)(self.pair.raw.as_ptr(), first, &raw mut bad)
         });
         let posted = if result.is_ok() { wanted } else { chain.before(bad) };
-        for (index, segment) in chain.lent.drain(..) {
+        for (index, loan) in chain.lent.drain(..) {
             if (index as usize) < posted {
-                self.lent.push_back((self.next.wrapping_add(index) % WorkId::PLACES, segment));
+                self.lent.sends.push_back((self.next.wrapping_add(index) % WorkId::PLACES, loan));
             }
         }
         self.next =
@@ -386,7 +410,7 @@ impl WorkQueue {
     }
 
     /// Takes note of a completion of this queue pair's sends: it and all before it have ended, and what they had on loan is
-    /// free. Has to be called for each of them.
+    /// free. Has to be called for each of them; what is none of them, or was handed in before, is without effect.
     #[inline]
     pub fn retire(&mut self, completion: &Completion) {
         let id = completion.id();
@@ -399,18 +423,18 @@ impl WorkQueue {
         }
         self.oldest = self.oldest.wrapping_add(ended) % WorkId::PLACES;
         let outstanding = self.outstanding();
-        while let Some((place, _)) = self.lent.front() {
+        while let Some((place, _)) = self.lent.sends.front() {
             if ((place.wrapping_sub(self.oldest) % WorkId::PLACES) as usize) < outstanding {
                 break;
             }
-            self.lent.pop_front();
+            self.lent.sends.pop_front();
         }
     }
 
     /// Adds a receive to the queue pair's own queue, to be posted by the next [`WorkQueue::flush_receives`].
     ///
     /// # Errors
-    /// [`VerbsError::Misuse`] if it has none, the tag is in use or too large, or the memory is not registered.
+    /// [`VerbsError::Misuse`] if it has none, the tag is in use or too large, or the memory is not registered or being looked at.
     pub fn push_receive(
         &mut self,
         tag: u32,
@@ -418,7 +442,7 @@ impl WorkQueue {
         segments: [Option<Segment>; MAX_RECEIVE_PIECES],
     ) -> Result<(), VerbsError> {
         self.may_post()?;
-        let own = self.own.as_mut();
+        let own = self.lent.own.as_mut();
         let own = own.ok_or(VerbsError::Misuse("the queue pair receives by a shared queue"))?;
         own.push(tag, memory, segments)
     }
@@ -430,10 +454,10 @@ impl WorkQueue {
     pub fn flush_receives(&mut self) -> Result<(), VerbsError> {
         self.may_post()?;
         let raw = self.pair.raw.as_ptr();
-        self.own.as_mut().map_or(Ok(()), |own| own.flush(raw))
+        self.lent.own.as_mut().map_or(Ok(()), |own| own.flush(raw))
     }
 
-    /// The memory of a receive of its own queue that has ended, whatever its status.
+    /// The memory of a receive of its own queue that has ended, whatever its status; none if it is not one of these, or no more.
     pub fn take_receive(
         &mut self,
         completion: &Completion,
@@ -441,6 +465,6 @@ impl WorkQueue {
         if completion.qp_num() != self.pair.number {
             return None;
         }
-        self.own.as_mut()?.take(completion)
+        self.lent.own.as_mut()?.take(completion)
     }
 }

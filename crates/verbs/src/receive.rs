@@ -5,10 +5,10 @@ use std::mem;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-use memory::Segment;
+use memory::{DeviceWrite, Segment};
 
-use crate::error::{check, last};
-use crate::work::WorkId;
+use crate::error::{check, last, let_go};
+use crate::work::{NOT_REGISTERED, NOT_WRITABLE, Serials, WorkId};
 use crate::{Completion, Domain, RegisteredArena, VerbsError, sys};
 
 /// Pieces of memory of one receive at most: a capsule and the data in it.
@@ -16,9 +16,16 @@ pub const MAX_RECEIVE_PIECES: usize = 2;
 
 type Lent = [Option<Segment>; MAX_RECEIVE_PIECES];
 
+/// A receive, and what the device may be writing because of it.
+struct Posted {
+    id: WorkId,
+    lent: [Option<DeviceWrite>; MAX_RECEIVE_PIECES],
+}
+
 /// What is posted, by tag, and what is about to be.
 pub(crate) struct Receives {
-    posted: Vec<Lent>,
+    posted: Vec<Option<Posted>>,
+    serials: Serials,
     outstanding: usize,
     requests: Vec<sys::RecvWr>,
     pieces: Box<[[sys::Sge; MAX_RECEIVE_PIECES]]>,
@@ -27,7 +34,8 @@ pub(crate) struct Receives {
 impl Receives {
     pub(crate) fn new(capacity: usize) -> Receives {
         Receives {
-            posted: (0..capacity).map(|_| Lent::default()).collect(),
+            posted: (0..capacity).map(|_| None).collect(),
+            serials: Serials::default(),
             outstanding: 0,
             requests: Vec::with_capacity(capacity),
             pieces: vec![<[sys::Sge; MAX_RECEIVE_PIECES]>::default(); capacity].into_boxed_slice(),
@@ -41,30 +49,30 @@ impl Receives {
         segments: Lent,
     ) -> Result<(), VerbsError> {
         let slot = self.posted.get_mut(tag as usize);
-        let slot =
-            slot.ok_or(VerbsError::Misuse("a receive's tag is beyond the queue's capacity"))?;
-        if slot.iter().any(Option::is_some) {
+        let id = WorkId::receive(tag, self.serials.next());
+        let beyond = VerbsError::Misuse("a receive's tag is beyond the queue's capacity");
+        let (Some(slot), Some(id)) = (slot, id) else { return Err(beyond) };
+        if slot.is_some() {
             return Err(VerbsError::Misuse("a receive with this tag is posted already"));
         }
         let mut pieces = <[sys::Sge; MAX_RECEIVE_PIECES]>::default();
         let mut count = 0;
-        for (piece, segment) in pieces.iter_mut().zip(segments.iter().flatten()) {
-            let sge = memory.sge(segment);
-            *piece =
-                sge.ok_or(VerbsError::Misuse("the memory is not registered with this domain"))?;
-            count += 1;
+        let (mut lent, mut free) = ([None, None], pieces.iter_mut());
+        for (lent, segment) in lent.iter_mut().zip(segments) {
+            if let Some(segment) = segment
+                && let Some(piece) = free.next()
+            {
+                *piece = memory.sge(&segment).ok_or(NOT_REGISTERED)?;
+                *lent = Some(segment.device_write().ok_or(NOT_WRITABLE)?);
+                count += 1;
+            }
         }
         let room = self.pieces.get_mut(self.requests.len());
         *room.ok_or(VerbsError::Full { wanted: 1, room: 0 })? = pieces;
-        *slot = segments;
+        *slot = Some(Posted { id, lent });
         self.outstanding += 1;
         let (next, sg_list) = (ptr::null_mut(), ptr::null_mut());
-        self.requests.push(sys::RecvWr {
-            wr_id: WorkId::receive(tag).0,
-            next,
-            sg_list,
-            num_sge: count,
-        });
+        self.requests.push(sys::RecvWr { wr_id: id.0, next, sg_list, num_sge: count });
         Ok(())
     }
 
@@ -102,7 +110,7 @@ impl Receives {
             let refused = self.requests.iter().skip_while(|request| !ptr::eq(*request, bad));
             for request in refused {
                 if let Some(slot) = self.posted.get_mut(WorkId(request.wr_id).tag() as usize) {
-                    *slot = Lent::default();
+                    *slot = None;
                     self.outstanding -= 1;
                 }
             }
@@ -111,22 +119,20 @@ impl Receives {
         result
     }
 
-    /// The loans of a receive that has ended.
+    /// The loans of a receive that has ended. None if it is of another queue, or was handed in before: then there may be another one
+    /// with this tag, which the device still has.
+    #[inline]
     fn take(&mut self, completion: &Completion) -> Option<Lent> {
-        if !completion.is_receive() {
-            return None;
-        }
         let slot = self.posted.get_mut(completion.tag() as usize)?;
-        let lent = mem::take(slot);
-        lent.iter().any(Option::is_some).then(|| {
-            self.outstanding -= 1;
-            lent
-        })
+        let Posted { lent, .. } = slot.take_if(|posted| posted.id == completion.id())?;
+        self.outstanding -= 1;
+        Some(lent.map(|lent| lent.map(DeviceWrite::end)))
     }
 }
 
 struct Created {
-    raw: NonNull<sys::Srq>,
+    /// None once it has been destroyed, or could not be.
+    raw: Option<NonNull<sys::Srq>>,
     post: sys::PostSrqRecv,
     capacity: u32,
     domain: Domain,
@@ -137,10 +143,20 @@ unsafe impl Send for Created {}
 // SAFETY: as above.
 unsafe impl Sync for Created {}
 
+impl Created {
+    /// Whether it is gone, and with it the device's access to what is posted.
+    fn destroy(&mut self) -> bool {
+        let Some(raw) = self.raw.take() else { return false };
+        // SAFETY: our own queue; every queue pair of it held this, so none is left.
+        let result =
+            unsafe { (self.domain.device().library().api().ibv_destroy_srq)(raw.as_ptr()) };
+        let_go("ibv_destroy_srq", result, || self.domain.clone())
+    }
+}
+
 impl Drop for Created {
     fn drop(&mut self) {
-        // SAFETY: our own queue; every queue pair of it held this, so none is left.
-        unsafe { (self.domain.device().library().api().ibv_destroy_srq)(self.raw.as_ptr()) };
+        self.destroy();
     }
 }
 
@@ -185,11 +201,12 @@ impl SharedReceiveQueue {
             unsafe { (domain.device().library().api().ibv_destroy_srq)(raw.as_ptr()) };
             return Err(VerbsError::Misuse("the device's driver has no shared receive queues"));
         };
-        Ok(SharedReceiveQueue(Arc::new(Created { raw, post, capacity, domain: domain.clone() })))
+        let (raw, domain) = (Some(raw), domain.clone());
+        Ok(SharedReceiveQueue(Arc::new(Created { raw, post, capacity, domain })))
     }
 
     pub(crate) fn raw(&self) -> *mut sys::Srq {
-        self.0.raw.as_ptr()
+        self.0.raw.map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
     pub(crate) fn domain(&self) -> &Domain {
@@ -248,7 +265,7 @@ impl SharedReceives {
     /// Adds a receive into these segments, to be posted by the next [`SharedReceives::flush`].
     ///
     /// # Errors
-    /// [`VerbsError::Misuse`] if the tag is in use or too large, or the memory is not registered.
+    /// [`VerbsError::Misuse`] if the tag is in use or too large, or the memory is not registered or being looked at.
     pub fn push(
         &mut self,
         tag: u32,
@@ -268,7 +285,7 @@ impl SharedReceives {
         self.receives.flush("ibv_post_srq_recv", |first, bad| unsafe { post(queue, first, bad) })
     }
 
-    /// The memory of a receive that has ended, whatever its status; none if it is not one of these.
+    /// The memory of a receive that has ended, whatever its status; none if it is not one of these, or no more.
     pub fn take(
         &mut self,
         completion: &Completion,
@@ -279,7 +296,7 @@ impl SharedReceives {
 
 impl Drop for SharedReceives {
     fn drop(&mut self) {
-        if Arc::strong_count(&self.queue.0) > 1 {
+        if !Arc::get_mut(&mut self.queue.0).is_some_and(Created::destroy) {
             // Somebody can still receive into what is posted, so it must never be used again: rather lost than corrupted.
             mem::forget(mem::take(&mut self.receives.posted));
         }

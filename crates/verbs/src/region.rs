@@ -1,8 +1,10 @@
 //! Memory regions: slabs of an arena that a device may read and write, and media of RAM devices that it may read.
 //!
-//! A region holds its domain and the arena, so the memory stays mapped as long as a device may reach it. What a peer does
-//! with a key it was given is beyond any type: it changes bytes that nobody has a reference to, as long as only buffers
-//! that are lent out carry keys to it.
+//! A region holds its domain and the arena, so the memory stays mapped as long as a device may reach it.
+//!
+//! A key opens a slab as a whole, for as long as it is registered: a peer that was given one may write to what it was shown long ago, or
+//! never. So peers may write only to arenas that were made for that ([`Arena::for_peers`]), to whose bytes nobody ever has a
+//! reference.
 //!
 //! A medium is registered as one region, and keeps its registration itself: a [`Segment`] that is a lease of it leads to the
 //! key without a table that reactors would share. The region ends with the medium, hence after the last lease that
@@ -16,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use bitflags::bitflags;
 use memory::{Arena, DeviceId, RegionId, SLAB_SIZE, Segment, SharedMemory};
 
-use crate::error::last;
+use crate::error::{last, let_go};
 use crate::{Domain, VerbsError, sys};
 
 bitflags! {
@@ -25,7 +27,7 @@ bitflags! {
     pub struct Access: i32 {
         /// The device writes received messages and the results of RDMA reads.
         const LOCAL_WRITE = sys::ACCESS_LOCAL_WRITE;
-        /// Peers that know the key write; needs `LOCAL_WRITE`.
+        /// Peers that know the key write; needs `LOCAL_WRITE`, and an arena for it ([`Arena::for_peers`]).
         const REMOTE_WRITE = sys::ACCESS_REMOTE_WRITE;
         /// Peers that know the key read.
         const REMOTE_READ = sys::ACCESS_REMOTE_READ;
@@ -83,7 +85,10 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         // SAFETY: our own region, whose domain is still there.
-        unsafe { (self.domain.device().library().api().ibv_dereg_mr)(self.mr.as_ptr()) };
+        let result =
+            unsafe { (self.domain.device().library().api().ibv_dereg_mr)(self.mr.as_ptr()) };
+        // The memory need not be kept: a region that stays has its pages pinned, and they are nobody else's until it goes.
+        let_go("ibv_dereg_mr", result, || self.domain.clone());
     }
 }
 
@@ -112,12 +117,15 @@ impl RegisteredArena {
     /// Registers every slab that the arena has by now. This may take long; it is no work for a reactor.
     ///
     /// # Errors
-    /// If the device or the limit on locked memory does not allow so much.
+    /// If the device or the limit on locked memory does not allow so much; if peers are to write and the arena is not for that.
     pub fn new(
         domain: &Domain,
         arena: &Arena,
         access: Access,
     ) -> Result<RegisteredArena, VerbsError> {
+        if access.contains(Access::REMOTE_WRITE) && !arena.is_for_peers() {
+            return Err(VerbsError::Misuse("the arena is not there for peers to write to"));
+        }
         let (domain, arena) = (domain.clone(), arena.clone());
         let id = DeviceId::new().ok_or(VerbsError::Misuse("no number is left for a domain"))?;
         let (media, regions) = (Mutex::default(), Vec::new());

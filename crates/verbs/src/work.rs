@@ -5,9 +5,10 @@
 
 use std::fmt;
 use std::ptr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use bitflags::bitflags;
-use memory::Segment;
+use memory::{DeviceWrite, Segment};
 
 use crate::{RegisteredArena, Remote, VerbsError, sys};
 
@@ -37,7 +38,8 @@ pub enum Work {
     Read(Remote),
 }
 
-/// What a completion is told by: the caller's tag, and for sends the place in the queue.
+/// What a completion is told by, which nobody outside can make up: the caller's tag, of a send its place in the queue, of a
+/// receive a number that no other has had in this process for a very long time ([`Serials`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WorkId(pub(crate) u64);
 
@@ -45,9 +47,13 @@ impl WorkId {
     const RECEIVE: u64 = 1 << 63;
     /// Places are counted modulo this.
     pub(crate) const PLACES: u32 = 1 << 31;
+    /// Bits of a receive's tag.
+    const TAG_BITS: u32 = 20;
 
-    pub(crate) fn receive(tag: u32) -> WorkId {
-        WorkId(WorkId::RECEIVE | u64::from(tag))
+    /// None if the tag is too large.
+    pub(crate) fn receive(tag: u32, serial: u64) -> Option<WorkId> {
+        let fits = tag >> WorkId::TAG_BITS == 0;
+        fits.then_some(WorkId(WorkId::RECEIVE | serial << WorkId::TAG_BITS | u64::from(tag)))
     }
 
     fn send(tag: u32) -> WorkId {
@@ -59,7 +65,8 @@ impl WorkId {
     }
 
     pub(crate) fn tag(self) -> u32 {
-        u32::try_from(self.0 & u64::from(u32::MAX)).unwrap_or_default()
+        let bits = if self.is_receive() { WorkId::TAG_BITS } else { u32::BITS };
+        u32::try_from(self.0 & ((1 << bits) - 1)).unwrap_or_default()
     }
 
     pub(crate) fn place(self) -> u32 {
@@ -71,6 +78,64 @@ impl WorkId {
     }
 }
 
+/// Where the places of another work queue begin: far from those of the last one whose queue pair had the same number.
+pub(crate) fn first_place() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(0x9E37_79B9, Ordering::Relaxed) % WorkId::PLACES
+}
+
+/// Numbers of receives. They are had in blocks, so that threads do not share what counts them.
+#[derive(Default)]
+pub(crate) struct Serials {
+    next: u64,
+    end: u64,
+}
+
+impl Serials {
+    const BLOCK: u64 = 1 << 12;
+
+    #[inline]
+    pub(crate) fn next(&mut self) -> u64 {
+        static BLOCKS: AtomicU64 = AtomicU64::new(0);
+        if self.next == self.end {
+            self.next = BLOCKS.fetch_add(Serials::BLOCK, Ordering::Relaxed);
+            self.end = self.next.wrapping_add(Serials::BLOCK);
+        }
+        let serial = self.next;
+        self.next += 1;
+        serial & ((WorkId::RECEIVE >> WorkId::TAG_BITS) - 1)
+    }
+}
+
+/// A segment that the device has.
+pub(crate) enum Loan {
+    /// It reads it.
+    Read(Segment),
+    /// It writes it: nobody is to look at it meanwhile.
+    Written(DeviceWrite),
+}
+
+impl Loan {
+    fn new(work: Work, segment: Segment) -> Result<Loan, VerbsError> {
+        match work {
+            Work::Read(_) => segment.device_write().map(Loan::Written).ok_or(NOT_WRITABLE),
+            _ => Ok(Loan::Read(segment)),
+        }
+    }
+
+    pub(crate) fn segment(&self) -> &Segment {
+        match self {
+            Loan::Read(segment) => segment,
+            Loan::Written(segment) => segment,
+        }
+    }
+}
+
+pub(crate) const NOT_REGISTERED: VerbsError =
+    VerbsError::Misuse("the memory is not registered with this domain");
+pub(crate) const NOT_WRITABLE: VerbsError =
+    VerbsError::Misuse("somebody looks at the memory that a device is to write");
+
 /// Inline data of one request at most.
 pub const MAX_INLINE: usize = 64;
 
@@ -81,7 +146,7 @@ pub struct SendChain {
     pieces: Vec<sys::Sge>,
     inline: Box<[[u8; MAX_INLINE]]>,
     /// Loans, by the index of the request.
-    pub(crate) lent: Vec<(u32, Segment)>,
+    pub(crate) lent: Vec<(u32, Loan)>,
 }
 
 impl fmt::Debug for SendChain {
@@ -114,8 +179,8 @@ impl SendChain {
     /// Adds a request over memory; the segments stay lent until it has ended.
     ///
     /// # Errors
-    /// [`VerbsError::Full`] when the chain is, [`VerbsError::Misuse`] if a segment's memory is not registered. The chain is as
-    /// it was before.
+    /// [`VerbsError::Full`] when the chain is, [`VerbsError::Misuse`] if a segment's memory is not registered, or is being looked
+    /// at and to be read into. The chain is as it was before.
     #[inline]
     pub fn push(
         &mut self,
@@ -129,25 +194,37 @@ impl SendChain {
         let (pieces, lent) = (self.pieces.len(), self.lent.len());
         let index = u32::try_from(self.requests.len()).unwrap_or(u32::MAX);
         for segment in segments {
-            let sge = match work {
-                Work::Read(_) => memory.sge(&segment),
-                _ => memory.source(&segment),
-            };
-            let fits = self.pieces.len() < self.pieces.capacity()
-                && self.lent.len() < self.lent.capacity();
-            let (Some(sge), true) = (sge, fits) else {
+            if let Err(error) = self.lend(index, work, memory, segment) {
                 self.pieces.truncate(pieces);
                 self.lent.truncate(lent);
-                return Err(if sge.is_none() {
-                    VerbsError::Misuse("the memory is not registered with this domain")
-                } else {
-                    VerbsError::Full { wanted: 1, room: 0 }
-                });
-            };
-            self.pieces.push(sge);
-            self.lent.push((index, segment));
+                return Err(error);
+            }
         }
         self.add(work, flags.bits(), tag, self.pieces.len() - pieces);
+        Ok(())
+    }
+
+    /// Adds a piece of memory of the request with this index.
+    #[inline]
+    fn lend(
+        &mut self,
+        index: u32,
+        work: Work,
+        memory: &RegisteredArena,
+        segment: Segment,
+    ) -> Result<(), VerbsError> {
+        let sge = match work {
+            Work::Read(_) => memory.sge(&segment),
+            _ => memory.source(&segment),
+        };
+        let sge = sge.ok_or(NOT_REGISTERED)?;
+        let full =
+            self.pieces.len() == self.pieces.capacity() || self.lent.len() == self.lent.capacity();
+        if full {
+            return Err(VerbsError::Full { wanted: 1, room: 0 });
+        }
+        self.lent.push((index, Loan::new(work, segment)?));
+        self.pieces.push(sge);
         Ok(())
     }
 

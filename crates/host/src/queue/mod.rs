@@ -36,6 +36,15 @@ pub(crate) fn deadline_after(timeout: Duration) -> Instant {
     now.checked_add(timeout).or_else(|| now.checked_add(century)).unwrap_or(now)
 }
 
+/// Copies as much as there is and fits.
+fn copy(to: &mut [u8], from: &[u8]) -> usize {
+    let count = to.len().min(from.len());
+    if let (Some(to), Some(from)) = (to.get_mut(..count), from.get(..count)) {
+        to.copy_from_slice(from);
+    }
+    count
+}
+
 #[derive(Debug)]
 enum Transport {
     Tcp(Box<TcpQueue>),
@@ -129,19 +138,27 @@ impl Queue {
         self.slots_mut().release(slot);
     }
 
-    /// The memory of a slot: what a read brought. Over RDMA empty while a command is using the slot.
-    pub fn data(&self, slot: SlotId) -> &[u8] {
+    /// Copies what a read brought out of the memory of a slot, from `offset` into `out`; the number of bytes there were. Over RDMA
+    /// none while a command is using the slot. It is copied since a controller that it was shown to might go on writing it.
+    pub fn copy_to(&self, slot: SlotId, offset: usize, out: &mut [u8]) -> usize {
         match &self.0 {
-            Transport::Tcp(tcp) => tcp.machine.data(slot),
-            Transport::Rdma(rdma) => rdma.data(slot),
+            Transport::Tcp(tcp) => {
+                let there = tcp.machine.data(slot).get(offset..).unwrap_or_default();
+                copy(out, there)
+            }
+            Transport::Rdma(rdma) => rdma.copy_to(slot, offset, out),
         }
     }
 
-    /// The memory of a reserved slot: what a write will send. Empty while a command is using the slot.
-    pub fn data_mut(&mut self, slot: SlotId) -> &mut [u8] {
+    /// Copies what a write will send into the memory of a reserved slot, at `offset`; the number of bytes that fitted. None
+    /// while a command is using the slot.
+    pub fn copy_from(&mut self, slot: SlotId, offset: usize, data: &[u8]) -> usize {
         match &mut self.0 {
-            Transport::Tcp(tcp) => tcp.machine.data_mut(slot),
-            Transport::Rdma(rdma) => rdma.data_mut(slot),
+            Transport::Tcp(tcp) => {
+                let there = tcp.machine.data_mut(slot).get_mut(offset..).unwrap_or_default();
+                copy(there, data)
+            }
+            Transport::Rdma(rdma) => rdma.copy_from(slot, offset, data),
         }
     }
 

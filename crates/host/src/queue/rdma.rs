@@ -65,12 +65,15 @@ impl RdmaQueue {
         self.peer
     }
 
-    pub(crate) fn data(&self, slot: SlotId) -> &[u8] {
-        self.endpoint.bytes(slot.0.into())
+    pub(crate) fn copy_to(&self, slot: SlotId, offset: usize, out: &mut [u8]) -> usize {
+        self.endpoint.copy_to(slot.0.into(), offset, out)
     }
 
-    pub(crate) fn data_mut(&mut self, slot: SlotId) -> &mut [u8] {
-        if self.slots.is_reserved(slot) { self.endpoint.bytes_mut(slot.0.into()) } else { &mut [] }
+    pub(crate) fn copy_from(&mut self, slot: SlotId, offset: usize, data: &[u8]) -> usize {
+        if !self.slots.is_reserved(slot) {
+            return 0;
+        }
+        self.endpoint.copy_from(slot.0.into(), offset, data)
     }
 
     pub(crate) fn submit(

@@ -46,7 +46,7 @@ impl Machine {
         let device = devices.into_iter().find(|device| device.name() == "host").unwrap();
         let domain = Domain::new(&device).unwrap();
         let capacity = bytes.next_multiple_of(SLAB_SIZE) + MESSAGES;
-        let arena = Arena::new(ArenaConfig { capacity, hugepages: Hugepages::Never });
+        let arena = Arena::for_peers(ArenaConfig { capacity, hugepages: Hugepages::Never });
         let (pool, messages) = (arena.pool(bytes).unwrap(), arena.pool(MESSAGES).unwrap());
         let memory = Rc::new(RegisteredArena::new(&domain, &arena, Access::all()).unwrap());
         let address = SocketAddr::new(address, 0);

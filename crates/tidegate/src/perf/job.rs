@@ -111,6 +111,8 @@ struct State<'a> {
     plan: Plan,
     workload: Workload,
     ledger: Option<Part>,
+    /// Where data is made and looked at, if any is: it is copied into and out of slots.
+    data: Box<[u8]>,
     run: u64,
     phase: Phase,
     read_sqe: Sqe,
@@ -142,6 +144,7 @@ impl<'a> Job<'a> {
         let chunk_bytes = u32::try_from(plan.block_bytes)?
             .checked_mul(blocks)
             .context("an I/O of 4 GiB or more")?;
+        let looked_at = if ledger.is_some() { usize::try_from(chunk_bytes)? } else { 0 };
         let empty = Tag { start: 0, chunk: 0, kind: Kind::Read };
         let tags = queues.iter().map(|_| vec![empty; usize::from(depth)].into()).collect();
         for queue in &mut queues {
@@ -160,6 +163,7 @@ impl<'a> Job<'a> {
                 plan,
                 workload,
                 ledger,
+                data: vec![0; looked_at].into(),
                 run,
                 chunk_bytes,
                 begun: 0,
@@ -303,18 +307,14 @@ impl State<'_> {
                 if let Some(ledger) = &mut self.ledger {
                     let generation = ledger.writing(chunk)?;
                     let stamp = Stamp { run: self.run, lba, generation };
-                    let length = usize::try_from(self.chunk_bytes).unwrap_or(usize::MAX);
-                    let data = queue.data_mut(slot).get_mut(..length).unwrap_or_default();
-                    pattern::fill(data, self.plan.block_bytes, stamp);
+                    pattern::fill(&mut self.data, self.plan.block_bytes, stamp);
+                    queue.copy_from(slot, 0, &self.data);
                 }
                 (at(self.write_sqe, lba), Transfer::Write(self.chunk_bytes))
             }
             Kind::Trim => {
                 let range = DsmRange::new(lba, self.plan.chunk_blocks);
-                let data = queue.data_mut(slot);
-                if let Some(place) = data.first_chunk_mut::<{ size_of::<DsmRange>() }>() {
-                    place.copy_from_slice(range.as_bytes());
-                }
+                queue.copy_from(slot, 0, range.as_bytes());
                 (self.trim_sqe, Transfer::Write(16))
             }
         };
@@ -457,10 +457,10 @@ impl State<'_> {
             return Ok(());
         }
         let (lba, block, run) = (self.lba(chunk), self.plan.block_bytes, self.run);
-        let length = usize::try_from(self.chunk_bytes).unwrap_or(usize::MAX);
-        let look = |queue: &Queue| {
-            let data = queue.data(slot).get(..length).unwrap_or_default();
-            pattern::check(data, block, run, lba, acceptable)
+        let data = &mut self.data;
+        let mut look = |queue: &Queue| {
+            let count = queue.copy_to(slot, 0, data);
+            pattern::check(data.get(..count).unwrap_or_default(), block, run, lba, acceptable)
         };
         self.outcome.verified += u64::from(self.plan.chunk_blocks);
         let Err(Finding { lba: at_lba, mut fault }) = look(queue) else {
@@ -513,12 +513,19 @@ fn workload_seed(run: u64, lba: u64) -> u64 {
 
 /// Fills every slot with bytes that neither compress nor repeat, for writes that nobody verifies.
 fn scramble(queue: &mut Queue, seed: u64) {
-    let mut state = seed;
+    let (mut state, mut bytes) = (seed, [0; 4096]);
     let mut slots = Vec::new();
     while let Some(slot) = queue.reserve() {
-        for word in queue.data_mut(slot).as_chunks_mut::<8>().0 {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            *word = pattern::mix(state).to_le_bytes();
+        let mut at = 0;
+        loop {
+            for word in bytes.as_chunks_mut::<8>().0 {
+                state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                *word = pattern::mix(state).to_le_bytes();
+            }
+            at += match queue.copy_from(slot, at, &bytes) {
+                0 => break,
+                count => count,
+            };
         }
         slots.push(slot);
     }

@@ -42,7 +42,9 @@ impl Bystander {
                 let read = Command::Read(blocks).to_sqe(1);
                 let done = call(queue, read, Transfer::Read(bytes), &[]);
                 assert!(done.cqe.status().is_success(), "{done:?}");
-                assert!(queue.data(done.slot)[..data.len()] == data, "other data than written");
+                let mut found = vec![0; data.len()];
+                queue.copy_to(done.slot, 0, &mut found);
+                assert!(found == data, "other data than written");
                 queue.release(done.slot);
                 controller.keep_alive().unwrap();
                 worst = worst.max(start.elapsed());

@@ -58,9 +58,10 @@ fn write(queue: &mut Queue, nsid: u32, lba: u64, byte: u8) -> Status {
 fn read(queue: &mut Queue, nsid: u32, lba: u64) -> Result<u8, Status> {
     let read = Command::Read(io::Transfer::new(lba, 1)).to_sqe(nsid);
     let ended = call(queue, read, Transfer::Read(512), &[]);
-    let found = queue.data(ended.slot)[511];
+    let mut found = [0];
+    queue.copy_to(ended.slot, 511, &mut found);
     queue.release(ended.slot);
-    ended.cqe.status().into_result().map(|()| found)
+    ended.cqe.status().into_result().map(|()| found[0])
 }
 
 #[test]

@@ -62,7 +62,8 @@ impl Host {
     fn read(&mut self, length: u32) -> Result<Vec<u8>, Status> {
         let read = Command::Read(io::Transfer::new(0, length / 512)).to_sqe(1);
         let ended = call(&mut self.queue, read, Transfer::Read(length), &[]);
-        let data = self.queue.data(ended.slot)[..length as usize].to_vec();
+        let mut data = vec![0; length as usize];
+        self.queue.copy_to(ended.slot, 0, &mut data);
         self.queue.release(ended.slot);
         if ended.cqe.status().is_success() { Ok(data) } else { Err(ended.cqe.status()) }
     }

@@ -51,7 +51,8 @@ pub(crate) fn copy(from: &Pieces, to: &Pieces) {
             let address = |addr: u64| usize::try_from(addr).unwrap_or(0);
             // SAFETY: both pieces lie inside regions that are registered while the world is locked, or in a send's own inline
             // data; whoever registered a region keeps it mapped until it is taken back. Nobody has a reference to these
-            // bytes: what is posted is lent. The two may overlap where a peer is the queue pair itself.
+            // bytes: what is posted is lent, none is given out while a device may write it, and what a peer names lies in an arena
+            // of which none ever is. The two may overlap where a peer is the queue pair itself.
             unsafe {
                 let from = ptr::with_exposed_provenance::<u8>(address(source.addr));
                 let to = ptr::with_exposed_provenance_mut::<u8>(address(target.addr));

@@ -6,7 +6,7 @@ use std::thread;
 
 use verbs::software::DeviceOptions;
 use verbs::{
-    CompletionQueue, Device, Domain, Fabric, Flags, Parameters, QueuePair, SendChain,
+    Access, CompletionQueue, Device, Domain, Fabric, Flags, Parameters, QueuePair, SendChain,
     SharedReceiveQueue, State, VerbsError, Work, WorkQueue,
 };
 
@@ -57,7 +57,7 @@ fn in_whatever_order_they_are_dropped_everything_is_destroyed() {
             let capacity = Shape::default().capacity;
             let pair = QueuePair::new(&threads, &queue, &queue, Some(&shared), capacity).unwrap();
             let mut all: Vec<Box<dyn std::any::Any>> = vec![
-                Box::new(registered(&domain)),
+                Box::new(registered(&domain, Access::all())),
                 Box::new(shared),
                 Box::new(pair),
                 Box::new(domain),

@@ -2,12 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "helpers of tests")]
 
+use memory::{Arena, ArenaConfig, Hugepages, SLAB_SIZE};
 use verbs::{
-    AsyncEvent, Capacity, Completion, Fabric, Flags, Parameters, Remote, SendChain, State, Status,
-    VerbsError, Work,
+    Access, AsyncEvent, Capacity, Completion, Fabric, Flags, Parameters, RegisteredArena, Remote,
+    SendChain, State, Status, VerbsError, Work,
 };
 
-use crate::support::{Driver, End, Shape, TARGET, connected, connected_by, software};
+use crate::support::{Driver, End, Shape, TARGET, connected, connected_by, registered, software};
 
 struct Stage {
     fabric: Fabric,
@@ -32,6 +33,12 @@ fn stage() -> Stage {
 }
 
 impl Stage {
+    /// Gives the target other memory, which can be looked at since no peer writes to it.
+    fn target_keeps_peers_out(&mut self) {
+        let domain = self.target.queue.pair().domain();
+        (self.target.memory, self.target.pool) = registered(domain, Access::LOCAL_WRITE);
+    }
+
     /// Has the target do this, and says how it ended.
     fn outcome(&mut self, work: Work) -> Status {
         let data = self.target.filled(&[1; 64]);
@@ -146,7 +153,7 @@ fn memory_is_reached_by_its_key_inside_its_bounds_only() {
 fn memory_of_another_domain_or_taken_back_is_not_reached() {
     let mut stage = stage();
     let domain = verbs::Domain::new(&stage.host.device).unwrap();
-    let (other, pool) = crate::support::registered(&domain);
+    let (other, pool) = registered(&domain, Access::all());
     let buffer = pool.take(64).unwrap();
     let remote = other.remote(&buffer.segment(0, 64).unwrap()).unwrap();
     assert_eq!(stage.outcome(Work::Write(remote)), Status::REMOTE_ACCESS);
@@ -154,7 +161,7 @@ fn memory_of_another_domain_or_taken_back_is_not_reached() {
     let mut stage = self::stage();
     let (_segment, remote) = stage.remote(64);
     let domain = stage.host.memory.domain().clone();
-    stage.host.memory = crate::support::registered(&domain).0;
+    stage.host.memory = registered(&domain, Access::all()).0;
     assert_eq!(stage.outcome(Work::Read(remote)), Status::REMOTE_ACCESS);
 }
 
@@ -163,7 +170,7 @@ fn local_memory_of_another_domain_is_a_protection_error() {
     let mut stage = stage();
     let (_segment, remote) = stage.remote(64);
     let domain = verbs::Domain::new(&stage.target.device).unwrap();
-    let (other, pool) = crate::support::registered(&domain);
+    let (other, pool) = registered(&domain, Access::all());
     let segment = pool.take(64).unwrap().segment(0, 64).unwrap();
     // Not of the arena that was registered: found before it is posted.
     let error =
@@ -315,20 +322,20 @@ fn a_full_send_queue_refuses_and_completions_make_room() {
 fn what_is_posted_is_lent_until_it_has_ended() {
     let mut stage = stage();
     let (_segment, remote) = stage.remote(64);
-    let mut buffer = stage.target.buffer(&[1; 64]);
+    let buffer = stage.target.buffer(&[1; 64]);
     let segment = buffer.segment(0, 64).unwrap();
     stage
         .chain
         .push(Work::Write(remote), Flags::empty(), 0, &stage.target.memory, [segment])
         .unwrap();
-    assert!(buffer.bytes_mut().is_none());
+    assert!(buffer.is_lent());
     stage.target.queue.post(&mut stage.chain).unwrap();
     stage.fabric.run(1000);
-    assert!(buffer.bytes_mut().is_none(), "nobody has told us that it ended");
+    assert!(buffer.is_lent(), "nobody has told us that it ended");
     stage.chain.push_inline(Work::Write(remote), Flags::SIGNALED, 1, b"x").unwrap();
     stage.target.queue.post(&mut stage.chain).unwrap();
     assert_eq!(stage.first(true).tag(), 1);
-    assert!(buffer.bytes_mut().is_some());
+    assert!(!buffer.is_lent());
 }
 
 #[test]
@@ -357,11 +364,114 @@ fn queue_pairs_complete_out_of_order_among_each_other_on_demand() {
 #[test]
 fn a_shared_queue_that_is_still_in_use_keeps_what_is_posted() {
     let mut stage = stage();
-    let mut buffer = stage.target.buffer(&[0; 64]);
+    let buffer = stage.target.buffer(&[0; 64]);
     let segments = [buffer.segment(0, 64), None];
     let shared = stage.target.shared.as_mut().unwrap();
     shared.push(0, &stage.target.memory, segments).unwrap();
     shared.flush().unwrap();
     stage.target.shared = None;
-    assert!(buffer.bytes_mut().is_none(), "the queue pair can still receive into it");
+    assert!(buffer.is_lent(), "the queue pair can still receive into it");
+}
+
+#[test]
+fn a_completion_gives_back_the_loan_of_its_own_receive_alone() {
+    for shared in [0, 8] {
+        let shape = Shape { shared, ..Shape::default() };
+        let mut stage = stage_with(Shape::default(), shape, Parameters::default());
+        let mut other = stage_with(Shape::default(), shape, Parameters::default());
+        stage.target.receive(3, 64);
+        stage.chain.push_inline(Work::Send, Flags::SIGNALED, 0, b"x").unwrap();
+        stage.host.queue.post(&mut stage.chain).unwrap();
+        let completion = stage.first(true);
+        assert!(completion.is_receive() && completion.tag() == 3);
+        // The same number, and the same tag: those of another fabric.
+        assert_eq!(other.target.number(), stage.target.number());
+        other.target.receive(3, 64);
+        assert!(other.target.taken(&completion).is_none(), "it is of another queue");
+        assert!(stage.target.taken(&completion).is_some());
+        stage.target.receive(3, 64);
+        assert!(stage.target.taken(&completion).is_none(), "the device has it again");
+    }
+}
+
+#[test]
+fn a_completion_gives_back_the_loans_of_its_own_sends_alone() {
+    let (mut stage, mut other) = (stage(), stage());
+    assert_eq!(other.target.number(), stage.target.number());
+    let (_segment, remote) = stage.remote(64);
+    let mut completions = Vec::new();
+    for _ in 0..2 {
+        stage.chain.push_inline(Work::Write(remote), Flags::SIGNALED, 0, b"x").unwrap();
+        stage.target.queue.post(&mut stage.chain).unwrap();
+        completions.push(stage.first(true));
+    }
+    let (_segment, remote) = other.remote(64);
+    let buffer = other.target.buffer(&[1; 64]);
+    let segment = buffer.segment(0, 64).unwrap();
+    let work = Work::Write(remote);
+    other.chain.push(work, Flags::SIGNALED, 0, &other.target.memory, [segment]).unwrap();
+    other.target.queue.post(&mut other.chain).unwrap();
+    for completion in &completions {
+        other.target.queue.retire(completion);
+        stage.target.queue.retire(completion);
+    }
+    assert!(buffer.is_lent(), "the device still reads it");
+    assert_eq!(other.target.queue.outstanding(), 1);
+    assert_eq!(stage.target.queue.outstanding(), 0);
+    other.first(true);
+    assert!(!buffer.is_lent());
+}
+
+#[test]
+fn nobody_looks_at_what_a_device_may_be_writing() {
+    for shared in [0, 8] {
+        let shape = Shape { shared, ..Shape::default() };
+        let mut stage = stage_with(Shape::default(), shape, Parameters::default());
+        stage.target_keeps_peers_out();
+        stage.target.receive(0, 64);
+        stage.chain.push_inline(Work::Send, Flags::SIGNALED, 0, b"x").unwrap();
+        stage.host.queue.post(&mut stage.chain).unwrap();
+        let completion = stage.first(true);
+        let segment = stage.target.taken(&completion).unwrap();
+        assert_eq!(segment.view(|bytes| bytes[0]), Some(b'x'));
+        // Posted again, it is the device's again.
+        let target = &mut stage.target;
+        let segments = [Some(segment.clone()), None];
+        let pushed = match &mut target.shared {
+            Some(shared) => shared.push(0, &target.memory, segments),
+            None => target.queue.push_receive(0, &target.memory, segments),
+        };
+        pushed.unwrap();
+        assert_eq!(segment.view(<[u8]>::len), None);
+    }
+    let mut stage = stage();
+    stage.target_keeps_peers_out();
+    let (_segment, remote) = stage.remote(64);
+    let segment = stage.target.filled(&[0; 64]);
+    let (work, lent) = (Work::Read(remote), segment.clone());
+    stage.chain.push(work, Flags::SIGNALED, 0, &stage.target.memory, [lent]).unwrap();
+    stage.target.queue.post(&mut stage.chain).unwrap();
+    assert_eq!(segment.view(<[u8]>::len), None);
+    stage.first(true);
+    assert_eq!(segment.view(<[u8]>::len), Some(64));
+    // The other way round: while somebody looks, it is not lent for that.
+    let (chain, memory) = (&mut stage.chain, &stage.target.memory);
+    let pushed = segment.view(|_| {
+        let written = chain.push(work, Flags::SIGNALED, 0, memory, [segment.clone()]);
+        let read = chain.push(Work::Write(remote), Flags::SIGNALED, 0, memory, [segment.clone()]);
+        (written.is_ok(), read.is_ok())
+    });
+    assert_eq!(pushed, Some((false, true)));
+}
+
+#[test]
+fn peers_write_only_where_nobody_has_references() {
+    let stage = stage();
+    let arena = Arena::new(ArenaConfig { capacity: SLAB_SIZE, hugepages: Hugepages::Never });
+    let mut buffer = arena.pool(SLAB_SIZE).unwrap().take(64).unwrap();
+    assert!(buffer.bytes_mut().is_some());
+    let domain = stage.target.queue.pair().domain();
+    let error = RegisteredArena::new(domain, &arena, Access::all()).unwrap_err();
+    assert!(matches!(error, VerbsError::Misuse(_)), "{error}");
+    RegisteredArena::new(domain, &arena, Access::LOCAL_WRITE | Access::REMOTE_READ).unwrap();
 }

@@ -87,7 +87,7 @@ fn a_registration_ends_with_its_medium_or_its_domain() {
     let domain = verbs::Domain::new(&device).unwrap();
     let regions = |fabric: &verbs::Fabric| fabric.census();
     let none = regions(&fabric);
-    let (memory, _pool) = registered(&domain);
+    let (memory, _pool) = registered(&domain, Access::all());
     let with_slabs = regions(&fabric);
     assert_ne!(none, with_slabs);
     let medium = Arc::new(SharedMemory::new("ram", LENGTH).unwrap());
@@ -100,7 +100,7 @@ fn a_registration_ends_with_its_medium_or_its_domain() {
     let id = memory.id();
     drop(memory);
     assert_eq!((regions(&fabric), medium.key(id)), (none, None));
-    let arena = memory::Arena::new(memory::ArenaConfig {
+    let arena = memory::Arena::for_peers(memory::ArenaConfig {
         capacity: memory::SLAB_SIZE,
         hugepages: memory::Hugepages::Never,
     });

@@ -75,10 +75,12 @@ pub(crate) struct End {
     pub(crate) device: Device,
 }
 
-pub(crate) fn registered(domain: &Domain) -> (RegisteredArena, Pool) {
-    let arena = Arena::new(ArenaConfig { capacity: 2 * SLAB_SIZE, hugepages: Hugepages::Never });
+pub(crate) fn registered(domain: &Domain, access: Access) -> (RegisteredArena, Pool) {
+    let config = ArenaConfig { capacity: 2 * SLAB_SIZE, hugepages: Hugepages::Never };
+    let peers = access.contains(Access::REMOTE_WRITE);
+    let arena = if peers { Arena::for_peers(config) } else { Arena::new(config) };
     let pool = arena.pool(SLAB_SIZE).unwrap();
-    (RegisteredArena::new(domain, &arena, Access::all()).unwrap(), pool)
+    (RegisteredArena::new(domain, &arena, access).unwrap(), pool)
 }
 
 impl End {
@@ -87,7 +89,7 @@ impl End {
         shape: Shape,
     ) -> (QueuePair, impl FnOnce(QueuePair, Connection, EventChannel) -> End + use<>) {
         let domain = Domain::new(device).unwrap();
-        let (memory, pool) = registered(&domain);
+        let (memory, pool) = registered(&domain, Access::all());
         let domain = domain.for_thread();
         let channel = CompletionChannel::new(device).unwrap();
         let cq = CompletionQueue::new(device, shape.completions, 77, Some(&channel), 0).unwrap();
@@ -107,8 +109,8 @@ impl End {
     }
 
     pub(crate) fn buffer(&self, bytes: &[u8]) -> Buffer {
-        let mut buffer = self.pool.take(bytes.len().max(1)).unwrap();
-        buffer.bytes_mut().unwrap()[..bytes.len()].copy_from_slice(bytes);
+        let buffer = self.pool.take(bytes.len().max(1)).unwrap();
+        assert_eq!(buffer.segment(0, bytes.len()).unwrap().copy_from(0, bytes), bytes.len());
         buffer
     }
 

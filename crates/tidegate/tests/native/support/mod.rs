@@ -63,6 +63,6 @@ pub(crate) fn connect(
 /// completion until [`Queue::release`].
 pub(crate) fn call(queue: &mut Queue, sqe: Sqe, transfer: Transfer, data: &[u8]) -> Completion {
     let slot = queue.reserve().unwrap();
-    queue.data_mut(slot)[..data.len()].copy_from_slice(data);
+    queue.copy_from(slot, 0, data);
     queue.call(slot, sqe, transfer, PATIENCE, "an I/O command").unwrap()
 }

@@ -171,7 +171,9 @@ impl Workload {
                 let slot = queue.reserve().unwrap();
                 let read = queue.call(slot, sqe, Transfer::Read(bytes), PATIENCE, "read").unwrap();
                 assert!(read.cqe.status().is_success(), "{}", read.cqe.status());
-                model.check(&range, &queue.data(slot)[..bytes as usize]);
+                let mut found = vec![0; bytes as usize];
+                queue.copy_to(slot, 0, &mut found);
+                model.check(&range, &found);
                 queue.release(slot);
                 lba = range.end;
             }
@@ -256,7 +258,7 @@ impl Workload {
             ..io::Transfer::new(range.start, (range.end - range.start) as u32)
         };
         let bytes = (range.end - range.start) as usize * model.block_size;
-        let data = &mut self.queues[at].data_mut(slot)[..bytes.max(4096)];
+        let mut data = vec![0; bytes.max(4096)];
         let (command, moved, job) = match kind {
             0..30 => {
                 (Command::Read(transfer(&range, fua)), Transfer::Read(bytes as u32), Job::Read)
@@ -308,6 +310,9 @@ impl Workload {
         if !range.is_empty() && !model.begin(&range, changes) {
             return false;
         }
+        if let Transfer::Write(length) = moved {
+            self.queues[at].copy_from(slot, 0, &data[..length as usize]);
+        }
         let everywhere = matches!(command, Command::Flush) && fua;
         let sqe = command.to_sqe(if everywhere { NSID_ALL } else { model.nsid });
         self.queue_up(at, slot, sqe, moved, Pending { model: index, range, job });
@@ -332,8 +337,7 @@ impl Workload {
             .collect();
         let command = Command::DatasetManagement(DatasetManagement::deallocate(list.len() as u16));
         let bytes = list.as_slice().as_bytes();
-        let data = &mut self.queues[at].data_mut(slot)[..bytes.len()];
-        data.copy_from_slice(bytes);
+        self.queues[at].copy_from(slot, 0, bytes);
         let moved = Transfer::Write(bytes.len() as u32);
         let sqe = command.to_sqe(self.models[index].nsid);
         let job = Job::Deallocate(ranges);
@@ -366,7 +370,9 @@ impl Workload {
         match job {
             Job::Read => {
                 let bytes = (range.end - range.start) as usize * model.block_size;
-                model.check(range, &self.queues[at].data(slot)[..bytes]);
+                let mut found = vec![0; bytes];
+                self.queues[at].copy_to(slot, 0, &mut found);
+                model.check(range, &found);
             }
             Job::Put(version) => model.put(range, *version),
             Job::Deallocate(ranges) => {
