@@ -96,11 +96,6 @@ impl Completion {
         Status(self.0.status)
     }
 
-    /// The device's own word on an error.
-    pub fn vendor_error(&self) -> u32 {
-        self.0.vendor_err
-    }
-
     /// The length of what was received or read.
     pub fn byte_len(&self) -> u32 {
         self.0.byte_len

@@ -416,7 +416,7 @@ impl Connection {
         lifeline.modify(&domain, &mut attributes, mask)
     }
 
-    /// Asks the peer for a connection: answered by `ConnectResponse`, `Rejected` or `Unreachable`.
+    /// Asks the peer for a connection: answered by `ConnectResponse`, `Rejected` or `Failed`.
     ///
     /// # Errors
     /// If the route was not resolved, or the queue pair is of another device.

@@ -19,17 +19,10 @@ use crate::{Library, VerbsError, sys};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names of ibv_device_attr, which its manual page describes")]
 pub struct DeviceAttributes {
-    pub firmware: String,
-    pub node_guid: u64,
-    pub vendor_id: u32,
-    pub vendor_part_id: u32,
     pub max_mr_size: u64,
     pub max_mr: u32,
-    pub max_qp: u32,
     pub max_qp_wr: u32,
     pub max_sge: u32,
-    pub max_sge_rd: u32,
-    pub max_cq: u32,
     pub max_cqe: u32,
     pub max_srq: u32,
     pub max_srq_wr: u32,
@@ -51,8 +44,6 @@ pub struct PortAttributes {
     pub active: bool,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// Ethernet, hence RoCE or iWARP; otherwise InfiniBand.
-    pub ethernet: bool,
     /// Length of its table of GIDs.
     pub gids: u32,
     /// The longest message in bytes.
@@ -205,22 +196,13 @@ impl DeviceAttributes {
     fn read(raw: &sys::DeviceAttr, vectors: i32) -> DeviceAttributes {
         let count = |value: i32| u32::try_from(value).unwrap_or(0);
         let small = |value: i32| u8::try_from(value.max(0)).unwrap_or(u8::MAX);
-        let firmware =
-            raw.fw_ver.iter().map(|&c| c.to_ne_bytes()[0]).take_while(|&c| c != 0).collect();
         // How rxe calls itself, formerly and now.
         let rxe = matches!(raw.vendor_id, 0 | 0x00FF_FFFF);
         DeviceAttributes {
-            firmware: String::from_utf8(firmware).unwrap_or_default(),
-            node_guid: u64::from_be(raw.node_guid),
-            vendor_id: raw.vendor_id,
-            vendor_part_id: raw.vendor_part_id,
             max_mr_size: raw.max_mr_size,
             max_mr: count(raw.max_mr),
-            max_qp: count(raw.max_qp),
             max_qp_wr: count(raw.max_qp_wr),
             max_sge: count(raw.max_sge),
-            max_sge_rd: count(raw.max_sge_rd),
-            max_cq: count(raw.max_cq),
             max_cqe: count(raw.max_cqe),
             max_srq: count(raw.max_srq),
             max_srq_wr: count(raw.max_srq_wr),
@@ -274,7 +256,6 @@ impl Device {
             active: raw.state == sys::PORT_ACTIVE,
             // 1 to 5 stand for 256 to 4,096.
             mtu: if (1..=5).contains(&raw.active_mtu) { 128 << raw.active_mtu } else { 0 },
-            ethernet: raw.link_layer == sys::LINK_LAYER_ETHERNET,
             gids: u32::try_from(raw.gid_tbl_len).unwrap_or(0),
             max_message: raw.max_msg_sz,
         })

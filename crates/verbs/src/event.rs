@@ -31,8 +31,6 @@ pub struct Wishes {
     pub responder_resources: u8,
     /// RDMA reads of ours that the peer would answer at a time.
     pub initiator_depth: u8,
-    /// How often it tries when we are not ready.
-    pub rnr_retries: u8,
 }
 
 /// The kinds of events.
@@ -82,7 +80,6 @@ impl Kind {
         let wishes = Wishes {
             responder_resources: conn.responder_resources,
             initiator_depth: conn.initiator_depth,
-            rnr_retries: conn.rnr_retry_count,
         };
         if let Some((listener, connection)) = request {
             return Kind::ConnectRequest { listener, connection, wishes };

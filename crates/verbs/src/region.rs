@@ -16,7 +16,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bitflags::bitflags;
-use memory::{Arena, DeviceId, RegionId, SLAB_SIZE, Segment, SharedMemory};
+use memory::{Arena, DeviceId, RegionId, SLAB_SIZE, Segment, SharedMemory, Slab};
 
 use crate::error::{last, let_go};
 use crate::{Domain, VerbsError, sys};
@@ -101,8 +101,7 @@ pub struct RegisteredArena {
     // Dropped in this order: the mapping goes last.
     regions: Vec<Region>,
     domain: Domain,
-    arena: Arena,
-    access: Access,
+    _arena: Arena,
 }
 
 impl fmt::Debug for RegisteredArena {
@@ -128,22 +127,9 @@ impl RegisteredArena {
         }
         let (domain, arena) = (domain.clone(), arena.clone());
         let id = DeviceId::new().ok_or(VerbsError::Misuse("no number is left for a domain"))?;
-        let (media, regions) = (Mutex::default(), Vec::new());
-        let mut registered = RegisteredArena { id, media, regions, domain, arena, access };
-        registered.extend()?;
-        Ok(registered)
-    }
-
-    /// Registers the slabs that the arena has got since.
-    ///
-    /// # Errors
-    /// As [`RegisteredArena::new`]; those registered before the error stay.
-    pub fn extend(&mut self) -> Result<(), VerbsError> {
-        for slab in self.arena.slabs().into_iter().skip(self.regions.len()) {
-            let region = Region::register(&self.domain, slab.base(), SLAB_SIZE, self.access)?;
-            self.regions.push(region);
-        }
-        Ok(())
+        let register = |slab: &Slab| Region::register(&domain, slab.base(), SLAB_SIZE, access);
+        let regions = arena.slabs().iter().map(register).collect::<Result<_, _>>()?;
+        Ok(RegisteredArena { id, media: Mutex::default(), regions, domain, _arena: arena })
     }
 
     /// What a medium knows its domain by.
@@ -174,11 +160,6 @@ impl RegisteredArena {
         media.retain(|medium| medium.strong_count() > 0);
         media.push(Arc::downgrade(medium));
         Ok(())
-    }
-
-    /// The domain that they are registered with.
-    pub fn domain(&self) -> &Domain {
-        &self.domain
     }
 
     fn find(&self, segment: &Segment) -> Option<(&Region, u64)> {

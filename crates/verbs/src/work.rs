@@ -20,8 +20,6 @@ bitflags! {
         const FENCE = sys::SEND_FENCE;
         /// A success is reported, too; it tells of all before it on the queue pair.
         const SIGNALED = sys::SEND_SIGNALED;
-        /// The receiver's completion counts for one who waits for solicited ones only.
-        const SOLICITED = sys::SEND_SOLICITED;
     }
 }
 

@@ -398,7 +398,6 @@ pub const WR_SEND_WITH_INV: c_uint = 9;
 
 pub const SEND_FENCE: c_uint = 1;
 pub const SEND_SIGNALED: c_uint = 2;
-pub const SEND_SOLICITED: c_uint = 4;
 pub const SEND_INLINE: c_uint = 8;
 
 pub const WC_SEND: c_uint = 0;
@@ -412,7 +411,6 @@ pub const QPS_RESET: c_uint = 0;
 pub const QPS_INIT: c_uint = 1;
 pub const QPS_RTR: c_uint = 2;
 pub const QPS_RTS: c_uint = 3;
-pub const QPS_SQE: c_uint = 5;
 pub const QPS_ERR: c_uint = 6;
 pub const QP_STATE: c_int = 1;
 pub const QP_ACCESS_FLAGS: c_int = 1 << 3;
@@ -432,9 +430,6 @@ pub const EVENT_QP_FATAL: c_uint = 1;
 pub const EVENT_QP_REQ_ERR: c_uint = 2;
 pub const EVENT_QP_ACCESS_ERR: c_uint = 3;
 pub const EVENT_COMM_EST: c_uint = 4;
-pub const EVENT_SQ_DRAINED: c_uint = 5;
-pub const EVENT_PATH_MIG: c_uint = 6;
-pub const EVENT_PATH_MIG_ERR: c_uint = 7;
 pub const EVENT_DEVICE_FATAL: c_uint = 8;
 pub const EVENT_PORT_ACTIVE: c_uint = 9;
 pub const EVENT_PORT_ERR: c_uint = 10;

@@ -160,7 +160,7 @@ fn memory_of_another_domain_or_taken_back_is_not_reached() {
 
     let mut stage = self::stage();
     let (_segment, remote) = stage.remote(64);
-    let domain = stage.host.memory.domain().clone();
+    let domain = stage.host.queue.pair().domain().clone();
     stage.host.memory = registered(&domain, Access::all()).0;
     assert_eq!(stage.outcome(Work::Read(remote)), Status::REMOTE_ACCESS);
 }
