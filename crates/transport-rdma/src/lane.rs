@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use memory::Pool;
 use reactor::Instant;
-use tracing::{error, warn};
+use tracing::{error, info};
 use verbs::{
     Completion, CompletionChannel, CompletionQueue, RegisteredArena, SharedReceiveQueue,
     SharedReceives, VerbsError,
@@ -172,7 +172,7 @@ impl Lane {
             let wanted = usize::try_from(count).unwrap_or(usize::MAX);
             let count = shared_count(wanted, data, pool.capacity(), taken);
             if count < wanted {
-                warn!(
+                info!(
                     "RDMA device {name} has {count} receives on this reactor, not {wanted}: memory.per_reactor is too small for more"
                 );
             }

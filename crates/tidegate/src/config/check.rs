@@ -59,9 +59,12 @@ fn memory(config: &Config, source: &Source) -> Check {
     if bytes > MAX_POOL {
         return refused(format!("is more than a pool may have, {}", Size(MAX_POOL)));
     }
-    let rdma = config.transports.rdma.to_settings();
+    let asked = &config.transports.rdma;
+    // What nobody has asked for is made to fit.
+    let asks = !asked.shared_receives.span().is_empty() || !asked.in_capsule_data.span().is_empty();
+    let rdma = asked.to_settings();
     let got = rdma.receives_from(usize::try_from(bytes).unwrap_or(usize::MAX));
-    if config.serves_rdma() && got < rdma.shared_receives {
+    if config.serves_rdma() && asks && got < rdma.shared_receives {
         return refused(format!(
             "has room for {got} of the {} transports.rdma.shared_receives with in_capsule_data each, which take a quarter of it at most",
             rdma.shared_receives
