@@ -57,16 +57,19 @@ impl<T> Notices<T> {
     }
 
     pub(crate) fn pop(&mut self) -> Option<T> {
-        let event = self.queue.pop_front();
+        let event = self.queue.pop_front()?;
         self.settle();
-        event
+        Some(event)
     }
 
     pub(crate) fn retain(&mut self, keep: impl FnMut(&T) -> bool) {
-        self.queue.retain(keep);
-        self.settle();
+        if !self.queue.is_empty() {
+            self.queue.retain(keep);
+            self.settle();
+        }
     }
 
+    /// After something was taken out.
     fn settle(&self) {
         if self.queue.is_empty() {
             // Nothing to read is as good.
