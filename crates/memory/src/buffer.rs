@@ -2,6 +2,7 @@
 //! buffers are plain cells in the pool's table, those of leases are in [`lease`](crate::lease).
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr;
 use std::rc::Rc;
@@ -183,6 +184,7 @@ impl Segment {
     }
 
     /// The counts of its buffer; a lease has none there.
+    #[inline]
     fn loans(&self) -> Option<&Loans> {
         match &self.owner {
             Owner::Buffer { pool, block, .. } => Some(pool.loans(*block)),
@@ -191,6 +193,7 @@ impl Segment {
     }
 
     /// Whether we may write to it: a buffer of which no view is open.
+    #[inline]
     fn is_writable(&self) -> bool {
         self.loans().is_some_and(|loans| loans.viewers.get() == 0)
     }
@@ -255,6 +258,7 @@ impl Segment {
 
     /// Declares that a device may write these bytes until the returned guard is dropped; `None`
     /// while a view of the buffer is open, and for a lease.
+    #[inline]
     pub fn device_write(self) -> Option<DeviceWrite> {
         if !self.is_writable() {
             return None;
@@ -306,8 +310,19 @@ pub struct DeviceWrite {
 
 impl DeviceWrite {
     /// The device has done with it.
+    #[inline]
     pub fn end(self) -> Segment {
-        self.segment.clone()
+        let mut ended = ManuallyDrop::new(self);
+        ended.count_off();
+        // SAFETY: the guard is neither dropped nor used again, so this is the only owner of its segment.
+        unsafe { ptr::read(&raw const ended.segment) }
+    }
+
+    #[inline]
+    fn count_off(&mut self) {
+        if let Some(loans) = self.segment.loans() {
+            loans.writers.set(loans.writers.get() - 1);
+        }
     }
 }
 
@@ -320,10 +335,9 @@ impl Deref for DeviceWrite {
 }
 
 impl Drop for DeviceWrite {
+    #[inline]
     fn drop(&mut self) {
-        if let Some(loans) = self.segment.loans() {
-            loans.writers.set(loans.writers.get() - 1);
-        }
+        self.count_off();
     }
 }
 

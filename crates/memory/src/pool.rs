@@ -94,6 +94,7 @@ impl Pool {
 }
 
 impl Inner {
+    #[inline]
     #[allow(clippy::indexing_slicing)] // `block` was given out by `buddy`, which is as long.
     pub(crate) fn loans(&self, block: u32) -> &Loans {
         &self.loans[block as usize]

@@ -126,7 +126,8 @@ impl Receives {
         let slot = self.posted.get_mut(completion.tag() as usize)?;
         let Posted { lent, .. } = slot.take_if(|posted| posted.id == completion.id())?;
         self.outstanding -= 1;
-        Some(lent.map(|lent| lent.map(DeviceWrite::end)))
+        let [first, second] = lent;
+        Some([first.map(DeviceWrite::end), second.map(DeviceWrite::end)])
     }
 }
 
