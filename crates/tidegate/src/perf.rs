@@ -403,6 +403,11 @@ fn make_jobs<'a>(
     Ok(made)
 }
 
+/// Whether this process may have more memory than a thread's stack: one that has just enough for that dies of the next thing it wants.
+fn spare() -> std::io::Result<()> {
+    Ok(Vec::<u8>::new().try_reserve_exact(8 << 20)?)
+}
+
 /// Runs the jobs and, until the last has ended, keeps the controller alive and the user informed.
 fn watch(
     args: &PerfArgs,
@@ -430,7 +435,8 @@ fn watch(
                 }
             };
             let thread = std::thread::Builder::new().name(format!("job {number}"));
-            if let Err(error) = thread.spawn_scoped(scope, run) {
+            let begun = spare().and_then(|()| thread.spawn_scoped(scope, run));
+            if let Err(error) = begun {
                 let _ = start.set(false);
                 return Err(error).with_context(|| {
                     format!(

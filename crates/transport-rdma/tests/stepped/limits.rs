@@ -187,21 +187,20 @@ fn a_queue_goes_though_its_reactor_is_never_done() {
     let mut queues: Vec<_> =
         (1..=6).map(|qid| world.io_queue(&controller, qid, 128).unwrap()).collect();
     let segment = zeroed(&machine, 512);
-    let mut cids = vec![VecDeque::from_iter(0..127); queues.len()];
+    let mut cids = vec![(0..127).collect::<VecDeque<_>>(); queues.len()];
     let before = world.network.connections();
     for round in 0..40 {
         for (queue, cids) in queues.iter_mut().zip(&mut cids) {
             cids.extend(answers(queue).iter().map(|answer| answer.cid.get()));
         }
         // By turns, so that no queue has more answers in a turn than another.
-        while let true = queues.iter_mut().zip(&mut cids).fold(false, |more, (queue, cids)| {
-            let cid = cids.pop_front();
-            if let Some(cid) = cid {
+        for _ in 0..127 {
+            for (queue, cids) in queues.iter_mut().zip(&mut cids) {
+                let Some(cid) = cids.pop_front() else { continue };
                 // Beyond the end: no device bounds how many are answered in a turn.
                 queue.send(&simple(queue, read(cid, 1 << 30, 512), &segment));
             }
-            more | cid.is_some()
-        }) {}
+        }
         if round == 8 {
             leaver.disconnect();
         }

@@ -1,7 +1,7 @@
 //! The software provider: devices in memory, behind the same C interface as the machine's own.
 //!
 //! To the layer above it is one more driver: it fills in the table of functions that otherwise comes out of the libraries, so
-//! all code of this crate but [`sys`]'s loader runs in tests exactly as it does on hardware. Queue pairs behave as
+//! the code of this crate runs in tests as it does on hardware, but for what opens libraries, lists devices and takes a removed one from librdmacm. Queue pairs behave as
 //! reliable-connected ones do, only that **nothing happens unless it is stepped**: each [`Fabric::step`] starts, finishes or
 //! flushes one work request of one queue pair, or delivers one message of the connection manager, chosen at random among
 //! all that could come next. The seed determines everything.
