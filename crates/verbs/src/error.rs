@@ -85,8 +85,11 @@ pub(crate) fn check(call: &'static str, result: i32) -> Result<(), VerbsError> {
 
 /// Judges how the destruction of an object went: whether it is gone. What the device does not let go of stays for good, and what it
 /// is made of (`parts`) and may still reach stays with it: rather lost than used by two.
+///
+/// The kernel answers everything about a device that it has taken away with EIO: it has destroyed the object itself.
 pub(crate) fn let_go<T>(call: &'static str, result: i32, parts: impl FnOnce() -> T) -> bool {
-    let result = check(call, result);
+    let result = check(call, result)
+        .or_else(|error| if error.raw_os_error() == Some(libc::EIO) { Ok(()) } else { Err(error) });
     if let Err(error) = &result {
         error!("an RDMA object stays, and its memory is lost: {error}");
         mem::forget(parts());
@@ -118,6 +121,10 @@ mod tests {
 
     unsafe extern "C" fn keep_pair(_: *mut sys::Qp) -> i32 {
         libc::EBUSY
+    }
+
+    unsafe extern "C" fn is_removed(_: *mut sys::Qp) -> i32 {
+        libc::EIO
     }
 
     unsafe extern "C" fn keep_queue(_: *mut sys::Srq) -> i32 {
@@ -170,5 +177,6 @@ mod tests {
         assert_eq!(stays_lent(&device(|api| api.ibv_destroy_srq = keep_queue)), [false, true]);
         // A shared queue can still be received into by what stays.
         assert_eq!(stays_lent(&device(|api| api.ibv_destroy_qp = keep_pair)), [true, true]);
+        assert_eq!(stays_lent(&device(|api| api.ibv_destroy_qp = is_removed))[0], false);
     }
 }
