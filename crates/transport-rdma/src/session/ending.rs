@@ -1,7 +1,8 @@
 //! The end of a queue: why, and when its queue pair may be destroyed.
 
-use reactor::Instant;
 use std::fmt;
+
+use reactor::Instant;
 use target::DisconnectReason;
 use tracing::{debug, info};
 use verbs::QueuePair;
