@@ -114,6 +114,10 @@ impl World {
         }
         let covers = pair.silent + 1;
         pair.silent = 0;
+        if status != Status::SUCCESS {
+            // Only the first that ends in error has a reason of its own; whatever comes after it is flushed.
+            pair.sends.iter_mut().for_each(|later| later.phase = Phase::Queued);
+        }
         let opcode = match send.opcode {
             sys::WR_RDMA_WRITE => sys::WC_RDMA_WRITE,
             sys::WR_RDMA_READ => sys::WC_RDMA_READ,
