@@ -42,7 +42,7 @@ codes! {
     }
 }
 
-/// An admin command.
+/// An admin command; those that only controllers on PCIe have are in [`crate::pcie`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     /// Get Log Page.

@@ -5,7 +5,7 @@
 //! `io` and `fabrics` turn it into a typed command.
 
 use crate::codes::{layout, wire};
-use crate::sgl::{Sgl, SglDescriptor};
+use crate::sgl::{LocalSgl, Sgl, SglDescriptor};
 use crate::status::Status;
 use zerocopy::little_endian::{U16, U32, U64};
 
@@ -35,7 +35,7 @@ wire! {
         pub cdw3: U32,
         /// Metadata Pointer (MPTR); reserved over fabrics.
         pub mptr: U64,
-        /// Data Pointer (DPTR): over fabrics always one SGL descriptor.
+        /// Data Pointer (DPTR): over fabrics always one SGL descriptor, otherwise that or [`Prps`].
         pub dptr: SglDescriptor,
         /// Command dword 10.
         pub cdw10: U32,
@@ -86,6 +86,18 @@ pub enum DataPointer {
 /// [`Sqe::flags`] with PSDT 01b, as every command over fabrics has them.
 pub const FLAGS_SGL: u8 = 0x40;
 
+/// PSDT in [`Sqe::flags`].
+const PSDT: u8 = 0xc0;
+
+/// Two Physical Region Page entries: a data pointer where PSDT is 00b. NVMe Base 2.0c, section 4.1.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Prps {
+    /// PRP Entry 1: where the data begins; what follows is up to the end of that memory page.
+    pub first: u64,
+    /// PRP Entry 2: the second page of the data, or a list of all further pages; 0 if there are none.
+    pub second: u64,
+}
+
 impl Sqe {
     /// A command with this opcode and namespace, PSDT set for SGLs, all else zero.
     pub fn new(opcode: u8, nsid: u32) -> Self {
@@ -97,6 +109,27 @@ impl Sqe {
     pub fn with_sgl(mut self, sgl: Sgl) -> Self {
         self.dptr = sgl.into();
         self
+    }
+
+    /// With these PRP entries, PSDT set for them.
+    #[must_use]
+    pub fn with_prps(mut self, prps: Prps) -> Self {
+        self.flags &= !PSDT;
+        self.dptr = prps.into();
+        self
+    }
+
+    /// With an SGL in memory that both sides know by address, PSDT set for it.
+    #[must_use]
+    pub fn with_local_sgl(mut self, sgl: LocalSgl) -> Self {
+        self.flags = self.flags & !PSDT | FLAGS_SGL;
+        self.dptr = sgl.into();
+        self
+    }
+
+    /// The data pointer, read as PRP entries.
+    pub fn prps(&self) -> Prps {
+        self.dptr.into()
     }
 
     /// With this command identifier.

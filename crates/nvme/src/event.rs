@@ -34,6 +34,11 @@ const fn event(event_type: EventType, information: u8, page: LogPage) -> Event {
 }
 
 impl Event {
+    /// Error: Write to Invalid Doorbell Register.
+    pub const INVALID_DOORBELL: Self = event(EventType::Error, 0x00, LogPage::ErrorInformation);
+    /// Error: Invalid Doorbell Write Value.
+    pub const INVALID_DOORBELL_VALUE: Self =
+        event(EventType::Error, 0x01, LogPage::ErrorInformation);
     /// Error: Diagnostic Failure.
     pub const DIAGNOSTIC_FAILURE: Self = event(EventType::Error, 0x02, LogPage::ErrorInformation);
     /// Error: Persistent Internal Error.
@@ -42,6 +47,8 @@ impl Event {
     /// Error: Transient Internal Error.
     pub const TRANSIENT_INTERNAL_ERROR: Self =
         event(EventType::Error, 0x04, LogPage::ErrorInformation);
+    /// Error: Firmware Image Load Error.
+    pub const FIRMWARE_LOAD_ERROR: Self = event(EventType::Error, 0x05, LogPage::ErrorInformation);
     /// SMART / Health: NVM subsystem Reliability.
     pub const RELIABILITY: Self = event(EventType::Health, 0x00, LogPage::Health);
     /// SMART / Health: Temperature Threshold.
@@ -50,6 +57,8 @@ impl Event {
     pub const SPARE: Self = event(EventType::Health, 0x02, LogPage::Health);
     /// Notice: Namespace Attribute Changed.
     pub const NAMESPACE_CHANGED: Self = event(EventType::Notice, 0x00, LogPage::ChangedNamespaces);
+    /// Notice: Firmware Activation Starting.
+    pub const FIRMWARE_ACTIVATION: Self = event(EventType::Notice, 0x01, LogPage::FirmwareSlots);
     /// Notice: Asymmetric Namespace Access Change.
     pub const ANA_CHANGE: Self = event(EventType::Notice, 0x03, LogPage::Ana);
     /// Notice: Normal NVM Subsystem Shutdown. No log page belongs to it (LID 00h).

@@ -189,6 +189,50 @@ impl From<NumberOfQueues> for u32 {
     }
 }
 
+/// Interrupt Coalescing (08h): of I/O completion queues, where a vector's configuration does not except it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct InterruptCoalescing {
+    /// Aggregation Threshold (THR), bits 7:0: completions in a vector before it interrupts, 0's based.
+    pub threshold: u8,
+    /// Aggregation Time (TIME), bits 15:8, in 100 µs; 0 for no delay.
+    pub time: u8,
+}
+
+impl From<u32> for InterruptCoalescing {
+    fn from(value: u32) -> Self {
+        let [threshold, time, ..] = value.to_le_bytes();
+        Self { threshold, time }
+    }
+}
+
+impl From<InterruptCoalescing> for u32 {
+    fn from(value: InterruptCoalescing) -> u32 {
+        u32::from_le_bytes([value.threshold, value.time, 0, 0])
+    }
+}
+
+/// Interrupt Vector Configuration (09h).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct InterruptVector {
+    /// Interrupt Vector (IV), bits 15:0.
+    pub vector: u16,
+    /// Coalescing Disable (CD), bit 16.
+    pub uncoalesced: bool,
+}
+
+impl From<u32> for InterruptVector {
+    fn from(value: u32) -> Self {
+        let [v0, v1, flags, _] = value.to_le_bytes();
+        Self { vector: u16::from_le_bytes([v0, v1]), uncoalesced: flags & 1 != 0 }
+    }
+}
+
+impl From<InterruptVector> for u32 {
+    fn from(value: InterruptVector) -> u32 {
+        u32::from(value.vector) | u32::from(value.uncoalesced) << 16
+    }
+}
+
 /// Write Atomicity Normal (0Ah).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WriteAtomicity {

@@ -27,7 +27,7 @@ codes! {
     }
 }
 
-/// A command of the NVM command set.
+/// A command of the NVM command set; [`crate::copy::Copy`] is apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     /// Flush: what completed before is to survive power loss. every namespace (`FFFFFFFFh`): all
@@ -172,7 +172,7 @@ impl Protection {
         !self.action && self.check == 0 && !self.storage_tag_check
     }
 
-    fn parse(sqe: &Sqe) -> Self {
+    pub(crate) fn parse(sqe: &Sqe) -> Self {
         let dw12 = sqe.cdw12.get();
         let [.., top] = dw12.to_le_bytes();
         let prinfo = (top >> 2) & 0xf;
@@ -187,7 +187,7 @@ impl Protection {
         }
     }
 
-    fn put(&self, sqe: &mut Sqe) {
+    pub(crate) fn put(&self, sqe: &mut Sqe) {
         let prinfo = u32::from(self.action) << 3 | u32::from(self.check & 0x7);
         let stc = if self.storage_tag_check { STORAGE_TAG_CHECK } else { 0 };
         sqe.cdw12 = U32::new(sqe.cdw12.get() | prinfo << 26 | stc);

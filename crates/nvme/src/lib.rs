@@ -8,7 +8,7 @@
 //!   [`log`], [`tcp`] and [`rdma`]): bytes exactly as they travel, little-endian fields, no alignment, read
 //!   and written in place through `zerocopy`. Size and offsets are asserted at compile time beside
 //!   each.
-//! * **Typed commands** ([`admin::Command`], [`io::Command`], [`fabrics::Command`]): what an SQE
+//! * **Typed commands** ([`admin::Command`], [`io::Command`], [`fabrics::Command`], [`pcie::Command`], [`copy::Copy`]): what an SQE
 //!   means. `parse` never panics and returns the [`Status`] with which to complete a command that
 //!   cannot be parsed; `to_sqe` is the way back, for hosts. Reserved fields are ignored, as the
 //!   specification asks of a controller, unless it demands an error.
@@ -25,6 +25,7 @@ mod codes;
 pub mod address;
 pub mod admin;
 pub mod command;
+pub mod copy;
 pub mod event;
 pub mod fabrics;
 pub mod feature;
@@ -32,14 +33,15 @@ pub mod identify;
 pub mod io;
 pub mod log;
 pub mod nqn;
+pub mod pcie;
 pub mod rdma;
 pub mod register;
 pub mod sgl;
 pub mod status;
 pub mod tcp;
 
-pub use command::{Cqe, NSID_ALL, Sqe};
+pub use command::{Cqe, NSID_ALL, Prps, Sqe};
 pub use nqn::{HostId, Nqn};
-pub use sgl::{Sgl, SglDescriptor};
+pub use sgl::{LocalSgl, Sgl, SglDescriptor};
 pub use status::Status;
 pub use zerocopy::little_endian::{U16, U32, U64, U128};

@@ -23,6 +23,54 @@ pub enum Property {
     ReadyTimeouts,
 }
 
+/// Where the registers of a controller on PCIe are, in bytes: those of [`Property`], and what only PCIe has. NVMe over PCIe Transport
+/// 1.0c, section 3.1.
+pub mod offset {
+    /// Controller Capabilities (CAP), 8 bytes.
+    pub const CAP: usize = 0x00;
+    /// Version (VS).
+    pub const VS: usize = 0x08;
+    /// Interrupt Mask Set (INTMS): not with MSI-X.
+    pub const INTMS: usize = 0x0c;
+    /// Interrupt Mask Clear (INTMC): not with MSI-X.
+    pub const INTMC: usize = 0x10;
+    /// Controller Configuration (CC).
+    pub const CC: usize = 0x14;
+    /// Controller Status (CSTS).
+    pub const CSTS: usize = 0x1c;
+    /// NVM Subsystem Reset (NSSR).
+    pub const NSSR: usize = 0x20;
+    /// Admin Queue Attributes (AQA).
+    pub const AQA: usize = 0x24;
+    /// Admin Submission Queue Base Address (ASQ), 8 bytes.
+    pub const ASQ: usize = 0x28;
+    /// Admin Completion Queue Base Address (ACQ), 8 bytes.
+    pub const ACQ: usize = 0x30;
+    /// Controller Memory Buffer Location (CMBLOC).
+    pub const CMBLOC: usize = 0x38;
+    /// Controller Memory Buffer Size (CMBSZ).
+    pub const CMBSZ: usize = 0x3c;
+    /// Controller Ready Timeouts (CRTO).
+    pub const CRTO: usize = 0x68;
+    /// The first doorbell: the tail of the admin submission queue.
+    pub const DOORBELLS: usize = 0x1000;
+
+    /// Submission Queue y Tail Doorbell, 4 bytes, of a controller with this CAP.DSTRD.
+    pub const fn tail_doorbell(qid: u16, dstrd: u8) -> usize {
+        DOORBELLS + 2 * (qid as usize) * stride(dstrd)
+    }
+
+    /// Completion Queue y Head Doorbell, 4 bytes, of a controller with this CAP.DSTRD.
+    pub const fn head_doorbell(qid: u16, dstrd: u8) -> usize {
+        DOORBELLS + (2 * (qid as usize) + 1) * stride(dstrd)
+    }
+
+    /// Bytes from a doorbell to the next, of a controller with this CAP.DSTRD.
+    pub const fn stride(dstrd: u8) -> usize {
+        4 << (dstrd & 0xf)
+    }
+}
+
 /// The value that, written to NSSR, resets the subsystem: "NVMe".
 pub const SUBSYSTEM_RESET: u32 = 0x4e56_4d65;
 
@@ -147,6 +195,12 @@ pub struct Version {
 }
 
 impl Version {
+    /// 1.2.
+    pub const V1_2: Self = Self { major: 1, minor: 2, tertiary: 0 };
+    /// 1.3.
+    pub const V1_3: Self = Self { major: 1, minor: 3, tertiary: 0 };
+    /// 1.4.
+    pub const V1_4: Self = Self { major: 1, minor: 4, tertiary: 0 };
     /// 2.0.
     pub const V2_0: Self = Self { major: 2, minor: 0, tertiary: 0 };
 
@@ -309,6 +363,28 @@ impl ControllerStatus {
             | shst << 2
             | u32::from(self.nssro) << 4
             | u32::from(self.pp) << 5
+    }
+}
+
+/// Admin Queue Attributes (AQA): entries of the two admin queues, 0's based, 12 bits each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AdminQueueAttributes {
+    /// Admin Submission Queue Size (ASQS), bits 11:0, 0's based.
+    pub asqs: u16,
+    /// Admin Completion Queue Size (ACQS), bits 27:16, 0's based.
+    pub acqs: u16,
+}
+
+impl AdminQueueAttributes {
+    /// From the register.
+    pub const fn from_bits(bits: u32) -> Self {
+        let [s0, s1, c0, c1] = bits.to_le_bytes();
+        Self { asqs: u16::from_le_bytes([s0, s1 & 0xf]), acqs: u16::from_le_bytes([c0, c1 & 0xf]) }
+    }
+
+    /// The register. Fields are cut to their width.
+    pub fn bits(&self) -> u32 {
+        u32::from(self.asqs & 0xfff) | u32::from(self.acqs & 0xfff) << 16
     }
 }
 

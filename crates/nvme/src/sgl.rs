@@ -3,9 +3,10 @@
 //! NVMe Base 2.0c, section 4.1.2 "Scatter Gather Lists". Over fabrics the SQE carries exactly one
 //! descriptor. Which of them a queue may use is the transport's to say (NVMe/TCP:
 //! [`Sgl::InCapsule`] and [`Sgl::TransportData`]; NVMe/RDMA: [`Sgl::InCapsule`] and
-//! [`Sgl::Keyed`]).
+//! [`Sgl::Keyed`]). On PCIe it is [`LocalSgl`], which may lead to more of them in memory; or the sixteen bytes are [`Prps`].
 
 use crate::codes::{layout, wire};
+use crate::command::Prps;
 use zerocopy::little_endian::U64;
 
 wire! {
@@ -22,6 +23,14 @@ wire! {
 }
 layout!(SglDescriptor, 16, address @ 0, specific @ 8, identifier @ 15);
 
+/// SGL Identifier of an SGL Data Block descriptor, sub type Address: data in memory.
+pub const IDENTIFIER_DATA: u8 = 0x00;
+/// SGL Identifier of an SGL Bit Bucket descriptor: data of a read that is not wanted.
+pub const IDENTIFIER_BIT_BUCKET: u8 = 0x10;
+/// SGL Identifier of an SGL Segment descriptor: the last of its segment, more descriptors elsewhere.
+pub const IDENTIFIER_SEGMENT: u8 = 0x20;
+/// SGL Identifier of an SGL Last Segment descriptor: as a segment, of which the descriptors are the last.
+pub const IDENTIFIER_LAST_SEGMENT: u8 = 0x30;
 /// SGL Identifier of an SGL Data Block descriptor, sub type Offset: data in the capsule.
 pub const IDENTIFIER_IN_CAPSULE: u8 = 0x01;
 /// SGL Identifier of a Transport SGL Data Block descriptor.
@@ -121,5 +130,82 @@ impl From<Sgl> for SglDescriptor {
             }
             Sgl::Other(identifier) => plain(0, 0, identifier),
         }
+    }
+}
+
+/// A descriptor of memory that both sides know by address: what a controller on PCIe takes, in commands and in segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LocalSgl {
+    /// 00h: data.
+    Data {
+        /// Where.
+        address: u64,
+        /// Bytes.
+        length: u32,
+    },
+    /// 10h: so much of the data of a read is not transferred.
+    BitBucket {
+        /// Bytes.
+        length: u32,
+    },
+    /// 20h: descriptors, of which the last is a segment again.
+    Segment {
+        /// Where, a multiple of eight.
+        address: u64,
+        /// Bytes, a multiple of sixteen.
+        length: u32,
+    },
+    /// 30h: descriptors, the last there are.
+    LastSegment {
+        /// Where, a multiple of eight.
+        address: u64,
+        /// Bytes, a multiple of sixteen.
+        length: u32,
+    },
+    /// Any other identifier: not for a controller on PCIe.
+    Other(u8),
+}
+
+impl SglDescriptor {
+    /// What the descriptor says to a controller on PCIe. Reserved bytes are not kept.
+    pub fn local(&self) -> LocalSgl {
+        let [l0, l1, l2, l3, ..] = self.specific;
+        let (address, length) = (self.address.get(), u32::from_le_bytes([l0, l1, l2, l3]));
+        match self.identifier {
+            IDENTIFIER_DATA => LocalSgl::Data { address, length },
+            IDENTIFIER_BIT_BUCKET => LocalSgl::BitBucket { length },
+            IDENTIFIER_SEGMENT => LocalSgl::Segment { address, length },
+            IDENTIFIER_LAST_SEGMENT => LocalSgl::LastSegment { address, length },
+            other => LocalSgl::Other(other),
+        }
+    }
+}
+
+impl From<LocalSgl> for SglDescriptor {
+    fn from(sgl: LocalSgl) -> Self {
+        let (address, length, identifier) = match sgl {
+            LocalSgl::Data { address, length } => (address, length, IDENTIFIER_DATA),
+            LocalSgl::BitBucket { length } => (0, length, IDENTIFIER_BIT_BUCKET),
+            LocalSgl::Segment { address, length } => (address, length, IDENTIFIER_SEGMENT),
+            LocalSgl::LastSegment { address, length } => (address, length, IDENTIFIER_LAST_SEGMENT),
+            LocalSgl::Other(identifier) => (0, 0, identifier),
+        };
+        let [l0, l1, l2, l3] = length.to_le_bytes();
+        Self { address: U64::new(address), specific: [l0, l1, l2, l3, 0, 0, 0], identifier }
+    }
+}
+
+impl From<Prps> for SglDescriptor {
+    fn from(prps: Prps) -> Self {
+        let [specific @ .., identifier] = prps.second.to_le_bytes();
+        Self { address: U64::new(prps.first), specific, identifier }
+    }
+}
+
+impl From<SglDescriptor> for Prps {
+    fn from(descriptor: SglDescriptor) -> Self {
+        let [s0, s1, s2, s3, s4, s5, s6] = descriptor.specific;
+        let second = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, descriptor.identifier]);
+        Self { first: descriptor.address.get(), second }
     }
 }

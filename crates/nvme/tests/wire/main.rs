@@ -18,6 +18,7 @@ mod fabrics;
 mod identify;
 mod logs;
 mod names;
+mod pcie;
 mod rdma;
 mod registers;
 mod tcp;
