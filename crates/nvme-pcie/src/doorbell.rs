@@ -7,10 +7,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
-use crate::{Pages, Registers};
+use nvme::register::offset;
 
-/// Offset of the first doorbell.
-const DOORBELLS: usize = 0x1000;
+use crate::{Pages, Registers};
 
 /// Shadow doorbells and event indices of all queues of a controller: one page each.
 #[derive(Debug, Clone)]
@@ -37,12 +36,14 @@ pub(crate) struct Doorbell {
 impl Doorbell {
     /// That of this end of queue pair `qid`, whose value is 0, on a controller with doorbells 2 ^ (2 + `stride`) bytes apart (CAP.DSTRD).
     pub(crate) fn new(qid: u16, end: End, stride: u8, shadow: Option<&Shadow>) -> Doorbell {
-        let place = usize::from(qid) * 2 + usize::from(end == End::CompletionHead);
-        let step = 4_usize << (stride & 0xF);
-        let register = DOORBELLS + place * step;
+        let register = match end {
+            End::SubmissionTail => offset::tail_doorbell(qid, stride),
+            End::CompletionHead => offset::head_doorbell(qid, stride),
+        };
         // The buffers are laid out as the registers are. A queue whose doorbell is not in the page has none there.
-        let shadow = shadow.filter(|shadow| place * step + 4 <= shadow.doorbells.len());
-        let shadow = shadow.map(|shadow| (shadow.clone(), place * step));
+        let place = register - offset::DOORBELLS;
+        let shadow = shadow.filter(|shadow| place + 4 <= shadow.doorbells.len());
+        let shadow = shadow.map(|shadow| (shadow.clone(), place));
         Doorbell { register, shadow, value: 0 }
     }
 

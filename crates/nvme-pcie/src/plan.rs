@@ -44,6 +44,11 @@ impl Extents {
         self.count
     }
 
+    /// Bytes in all.
+    pub(crate) fn len(&self) -> u64 {
+        self.iter().map(|extent| extent.len).sum()
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = Extent> {
         self.list.iter().take(self.count).copied()
     }
@@ -64,13 +69,13 @@ impl Extents {
     }
 
     /// Bytes at the beginning that a PRP list can name: all pages but the first begin at their start, all but the last go to their end.
-    fn in_pages(&self) -> u64 {
+    pub(crate) fn in_pages(&self) -> u64 {
         let mut bytes: u64 = 0;
-        let mut end = None;
+        let mut end: Option<u64> = None;
         for extent in self.iter() {
             match end {
                 None if !extent.iova.is_multiple_of(4) => break,
-                Some(end) if !PAGE.is_multiple_of(4) || end % PAGE != 0 || extent.iova % PAGE != 0 => break,
+                Some(end) if end % PAGE != 0 || extent.iova % PAGE != 0 => break,
                 _ => {}
             }
             bytes = bytes.saturating_add(extent.len);
@@ -100,6 +105,8 @@ pub(crate) struct Limits {
     pub(crate) boundary: u32,
     /// Blocks of a Write Zeroes.
     pub(crate) zeroes: u32,
+    /// Whether that may deallocate.
+    pub(crate) zeroes_deallocate: bool,
     /// Blocks of a range of Dataset Management.
     pub(crate) deallocate: u32,
     /// Blocks of a Verify.
@@ -149,7 +156,14 @@ impl Limits {
     }
 
     /// The command that comes after `done` blocks of an operation of `blocks` blocks from `lba`.
-    pub(crate) fn next(&self, kind: Kind, way: Way, (lba, blocks): (u64, u64), done: u64, data: &Extents) -> Part {
+    pub(crate) fn next(
+        &self,
+        kind: Kind,
+        way: Way,
+        (lba, blocks): (u64, u64),
+        done: u64,
+        data: &Extents,
+    ) -> Part {
         let most = match (kind, way) {
             (Kind::Flush, _) => return Part { first: 0, blocks: 0, bounced: false },
             (Kind::WriteZeroes { .. }, Way::Native) => self.zeroes,
@@ -159,7 +173,8 @@ impl Limits {
         };
         let left = blocks.saturating_sub(done);
         let mut count = left.min(u64::from(most.max(1)));
-        let moves_data = !matches!(kind, Kind::Deallocate) && !(way == Way::Native && matches!(kind, Kind::WriteZeroes { .. } | Kind::Verify));
+        let without = matches!(kind, Kind::WriteZeroes { .. } | Kind::Verify) && way == Way::Native;
+        let moves_data = !(without || kind == Kind::Deallocate);
         if moves_data && self.boundary > 0 {
             let boundary = u64::from(self.boundary);
             count = count.min(boundary - lba.saturating_add(done) % boundary);
@@ -179,10 +194,9 @@ impl Limits {
 
     /// Bytes of this memory, from its beginning, that one command can name.
     fn reach(&self, data: &Extents) -> u64 {
-        let all = || data.iter().map(|extent| extent.len).sum();
         match self.sgls {
-            Sgls::Bytes => all(),
-            Sgls::Dwords if data.iter().all(|it| it.iova % 4 == 0 && it.len % 4 == 0) => all(),
+            Sgls::Bytes => data.len(),
+            Sgls::Dwords if data.iter().all(|it| it.iova % 4 == 0 && it.len % 4 == 0) => data.len(),
             _ => data.in_pages(),
         }
     }
@@ -197,11 +211,30 @@ mod tests {
     fn limits() -> impl Strategy<Value = Limits> {
         let sgls = prop_oneof![Just(Sgls::No), Just(Sgls::Dwords), Just(Sgls::Bytes)];
         let boundary = prop_oneof![Just(0), 1..40_u32, Just(256)];
-        (prop_oneof![Just(9), Just(12)], 1..300_u32, boundary, 0..70_u32, 1..100_u32, 0..50_u32, any::<bool>(), sgls).prop_map(
-            |(shift, data, boundary, zeroes, deallocate, verify, compare, sgls)| Limits {
-                shift, data, boundary, zeroes, deallocate, verify, compare, volatile: true, sgls,
-            },
+        (
+            prop_oneof![Just(9), Just(12)],
+            1..300_u32,
+            boundary,
+            0..70_u32,
+            1..100_u32,
+            0..50_u32,
+            any::<bool>(),
+            sgls,
         )
+            .prop_map(
+                |(shift, data, boundary, zeroes, deallocate, verify, compare, sgls)| Limits {
+                    shift,
+                    data,
+                    boundary,
+                    zeroes,
+                    zeroes_deallocate: true,
+                    deallocate,
+                    verify,
+                    compare,
+                    volatile: true,
+                    sgls,
+                },
+            )
     }
 
     /// Extents of so many bytes in all, cut at random places, each at some address.
@@ -223,7 +256,9 @@ mod tests {
         let follow = bytes.windows(2).all(|pair| {
             pair[1] == pair[0] + 1 || pair[0] % PAGE == PAGE - 1 && pair[1] % PAGE == 0
         });
-        follow && bytes.first().is_none_or(|byte| byte % 4 == 0) && starts.count() as u64 <= PAGES_PER_COMMAND
+        follow
+            && bytes.first().is_none_or(|byte| byte % 4 == 0)
+            && starts.count() as u64 <= PAGES_PER_COMMAND
     }
 
     proptest! {
@@ -286,7 +321,16 @@ mod tests {
     #[test]
     fn aligned_memory_is_cut_by_size_alone() {
         let limits = Limits {
-            shift: 9, data: 1024, boundary: 0, zeroes: 1, deallocate: 1, verify: 1, compare: true, volatile: false, sgls: Sgls::No,
+            shift: 9,
+            data: 1024,
+            boundary: 0,
+            zeroes: 1,
+            zeroes_deallocate: true,
+            deallocate: 1,
+            verify: 1,
+            compare: true,
+            volatile: false,
+            sgls: Sgls::No,
         };
         let mut data = Extents::default();
         assert!(data.push(Extent { iova: 1 << 30, len: 1 << 20 }));

@@ -51,15 +51,6 @@ impl Shape {
     }
 }
 
-/// How often doorbells were rung; those that a shadow doorbell saved do not count.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Rings {
-    /// Writes to submission queue tail doorbells.
-    pub submission: u64,
-    /// Writes to completion queue head doorbells.
-    pub completion: u64,
-}
-
 /// The rings. The queues begin at offset 0 of their memory, which is zeroed.
 #[derive(Debug)]
 pub(crate) struct QueuePair {
@@ -74,7 +65,6 @@ pub(crate) struct QueuePair {
     /// Completions taken that the device has not been told of.
     untold: u16,
     head_doorbell: Doorbell,
-    pub(crate) rings: Rings,
 }
 
 impl QueuePair {
@@ -97,12 +87,15 @@ impl QueuePair {
             phase: true,
             untold: 0,
             head_doorbell: Doorbell::new(qid, End::CompletionHead, stride, shadow),
-            rings: Rings::default(),
         }
     }
 
     pub(crate) fn qid(&self) -> u16 {
         self.qid
+    }
+
+    pub(crate) fn shape(&self) -> Shape {
+        self.shape
     }
 
     /// Commands that may be outstanding at a time.
@@ -118,13 +111,11 @@ impl QueuePair {
         self.tail = next(self.tail, self.shape.submissions);
     }
 
-    /// Tells the device of what was put in since the last time.
+    /// Tells the device of what was put in since the last time; whether that took a write to its register.
     #[inline]
-    pub(crate) fn ring(&mut self) {
-        if self.tail != self.tail_doorbell.value() {
-            let rung = self.tail_doorbell.ring(self.function.registers(), self.tail);
-            self.rings.submission += u64::from(rung);
-        }
+    pub(crate) fn ring(&mut self) -> bool {
+        self.tail != self.tail_doorbell.value()
+            && self.tail_doorbell.ring(self.function.registers(), self.tail)
     }
 
     /// Whether the device has put a completion in.
@@ -149,15 +140,16 @@ impl QueuePair {
         Some(completion)
     }
 
-    /// Tells the device which completions were taken, if there are enough of them; or at any rate, `idle`, since nothing more may come for long.
+    /// Tells the device which completions were taken, if there are enough of them; or at any rate, `idle`, since nothing more may come for long. Whether
+    /// that took a write to its register.
     #[inline]
-    pub(crate) fn acknowledge(&mut self, idle: bool) {
+    pub(crate) fn acknowledge(&mut self, idle: bool) -> bool {
         let enough = COMPLETIONS_PER_DOORBELL.min(self.shape.completions / 4).max(1);
-        if self.untold >= enough || idle && self.untold > 0 {
-            self.untold = 0;
-            let rung = self.head_doorbell.ring(self.function.registers(), self.head);
-            self.rings.completion += u64::from(rung);
+        if self.untold < enough && !(idle && self.untold > 0) {
+            return false;
         }
+        self.untold = 0;
+        self.head_doorbell.ring(self.function.registers(), self.head)
     }
 }
 
