@@ -280,6 +280,7 @@ fn in_words_of_spdk(Device { name, uuid, kind, limits: _ }: &Device) -> Option<V
         }
         DeviceKind::Ram { .. }
         | DeviceKind::File { .. }
+        | DeviceKind::Nvme { .. }
         | DeviceKind::Delay { .. }
         | DeviceKind::Error { .. } => return None,
     })
