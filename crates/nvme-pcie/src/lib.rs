@@ -5,6 +5,7 @@
 
 pub mod function;
 mod pages;
+pub mod pci;
 mod registers;
 
 pub use pages::Pages;
