@@ -125,7 +125,8 @@ impl State {
 
     /// Makes a namespace a device by its own name, unless it is one.
     pub(crate) fn name_namespace(&mut self, controller: &str, nsid: u32) {
-        let is_named = |opened: &Arc<Opened>| opened.object.kind.controller() == Some((controller, nsid));
+        let is_named =
+            |opened: &Arc<Opened>| opened.object.kind.controller() == Some((controller, nsid));
         let name = device_name(controller, nsid);
         if self.devices.values().any(is_named) || self.devices.contains_key(&name) {
             return;
@@ -136,12 +137,31 @@ impl State {
         self.devices.insert(name, Arc::new(Opened::not_yet(device)));
     }
 
+    /// Whether this device is a namespace that is one already under this name, as it is by itself. If it is to have another name, the one
+    /// that it has by itself goes, unless somebody uses that.
+    pub(crate) fn is_namespace_by_itself(&mut self, device: &Device) -> bool {
+        let Some((controller, nsid)) = device.kind.controller() else { return false };
+        let own = device_name(controller, nsid);
+        let Some(opened) = self.devices.get(&own).filter(|it| it.object.kind == device.kind) else {
+            return false;
+        };
+        if device.name == own {
+            return opened.object.uuid == device.uuid && opened.object.limits == device.limits;
+        }
+        let is_free = self.users_of(&own).is_empty() && self.layer_on(&own).is_none();
+        if is_free && opened.object.limits.is_none() {
+            self.devices.remove(&own);
+        }
+        false
+    }
+
     /// Makes a device of what is named like a namespace of a controller that is not there yet.
     pub(crate) fn expect_namespace(&mut self, name: &str) {
         let waits = |attached: &&Arc<Attached>| attached.controller.is_err();
         let found = self.controllers.values().filter(waits).find_map(|attached| {
             let nsid = name.strip_prefix(attached.object.name.as_str())?.strip_prefix('n')?;
-            let nsid = nsid.parse().ok().filter(|nsid: &u32| nsid.to_string() == name_number(name))?;
+            let nsid =
+                nsid.parse().ok().filter(|nsid: &u32| nsid.to_string() == name_number(name))?;
             Some((attached.object.name.clone(), nsid))
         });
         if let Some((controller, nsid)) = found.filter(|(_, nsid)| *nsid > 0) {
@@ -206,10 +226,15 @@ impl Plane {
 
     /// Attaches the controllers of a state that is about to be served, all at the same time. With `lenient`, one that cannot be had is
     /// left out with a warning, to be tried again.
-    pub(crate) fn begin_controllers(&self, state: &mut State, lenient: bool) -> Result<(), AttachError> {
+    pub(crate) fn begin_controllers(
+        &self,
+        state: &mut State,
+        lenient: bool,
+    ) -> Result<(), AttachError> {
         let wanted: Vec<_> = state.unattached().map(|it| it.object.clone()).collect();
         let found: Vec<_> = std::thread::scope(|scope| {
-            let attach = |object: Controller| scope.spawn(move || (object.clone(), self.attach_now(object)));
+            let attach =
+                |object: Controller| scope.spawn(move || (object.clone(), self.attach_now(object)));
             let threads: Vec<_> = wanted.into_iter().map(attach).collect();
             threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
         });
@@ -217,7 +242,9 @@ impl Plane {
             match found {
                 Ok(attached) => state.put_attached(attached),
                 Err(error) if lenient => {
-                    tracing::warn!("{error}; its namespaces are not ready until it can be attached, which is tried again");
+                    tracing::warn!(
+                        "{error}; its namespaces are not ready until it can be attached, which is tried again"
+                    );
                     let controller = Err(error.problem);
                     state.put_attached(Attached { object, controller });
                 }

@@ -19,8 +19,8 @@ use target::rate_limit::{RateLimits, Rates};
 
 use crate::controllers::Attached;
 use crate::objects::{
-    Address, AnaState, AnaStates, Controller, Device, DeviceKind, Namespace, Objects, Referral, Subsystem, Transport,
-    Trtype,
+    Address, AnaState, AnaStates, Controller, Device, DeviceKind, Namespace, Objects, Referral,
+    Subsystem, Transport, Trtype,
 };
 use crate::statistics::DeviceStatistics;
 use crate::store::Change;
@@ -44,7 +44,9 @@ impl Opened {
     pub fn not_yet(object: Device) -> Self {
         let waiting = match (object.kind.base(), object.kind.controller()) {
             (Some(base), _) => format!("{base}, which it stands on, is not there"),
-            (_, Some((controller, nsid))) => format!("namespace {nsid} of {controller} is not there"),
+            (_, Some((controller, nsid))) => {
+                format!("namespace {nsid} of {controller} is not there")
+            }
             _ => "it has not been opened yet".to_owned(),
         };
         Self { object, device: Err(waiting), statistics: Arc::default(), limits: Arc::default() }
@@ -300,7 +302,13 @@ impl State {
     pub fn changes(&self, next: &Self) -> Result<Vec<Change>, serde_json::Error> {
         let mut changes = Vec::new();
         let to = &mut changes;
-        compare(&self.controllers, &next.controllers, |name| controller_key(name), |it| &it.object, to)?;
+        compare(
+            &self.controllers,
+            &next.controllers,
+            |name| controller_key(name),
+            |it| &it.object,
+            to,
+        )?;
         compare(&self.devices, &next.devices, |name| device_key(name), |it| &it.object, to)?;
         compare(&self.transports, &next.transports, |it| transport_key(*it), |it| it, to)?;
         compare(&self.subsystems, &next.subsystems, subsystem_key, |it| it, to)?;

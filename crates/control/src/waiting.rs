@@ -33,7 +33,9 @@ async fn try_controllers(plane: &Arc<Plane>) {
         });
         match put.await {
             Ok(()) => tracing::info!("NVMe controller {name} is there now"),
-            Err(error) => tracing::warn!("NVMe controller {name} is there, but cannot be used: {error}"),
+            Err(error) => {
+                tracing::warn!("NVMe controller {name} is there, but cannot be used: {error}");
+            }
         }
     }
 }

@@ -123,6 +123,58 @@ pub(crate) async fn disable(function: &Arc<dyn Function>, time: &Rc<Time>) -> Re
     Err(End::Failed("does not stop, not even by a reset of its PCI function".to_owned()))
 }
 
+/// What a controller can do at all; as far as the driver can drive it.
+pub(crate) fn capabilities(function: &Arc<dyn Function>) -> Result<Capabilities, End> {
+    status(function)?;
+    let capabilities = Capabilities::from_bits(function.registers().read64(offset::CAP));
+    if capabilities.mpsmin > 0 {
+        let size = 4_u64 << capabilities.mpsmin;
+        let problem = format!("its smallest page is {size} KiB: only 4 KiB are supported");
+        return Err(End::Failed(problem));
+    }
+    Ok(capabilities)
+}
+
+/// Enables a controller, which is disabled, with this admin queue.
+pub(crate) fn enable(
+    function: &Arc<dyn Function>,
+    admin: &Admin,
+    capabilities: &Capabilities,
+) -> Result<(), End> {
+    let css = match capabilities.css {
+        css if css & Capabilities::CSS_NVM != 0 => 0b000,
+        css if css & Capabilities::CSS_IO_COMMAND_SETS != 0 => 0b110,
+        _ => return Err(End::Failed("it does not have the NVM command set".to_owned())),
+    };
+    let registers = function.registers();
+    let (shape, submissions, completions) = admin.queues();
+    let attributes =
+        AdminQueueAttributes { asqs: shape.submissions - 1, acqs: shape.completions - 1 };
+    registers.write32(offset::AQA, attributes.bits());
+    registers.write64(offset::ASQ, submissions);
+    registers.write64(offset::ACQ, completions);
+    let on = Configuration { en: true, css, iosqes: 6, iocqes: 4, ..Configuration::default() };
+    registers.write32(offset::CC, on.bits());
+    Ok(())
+}
+
+/// Waits until a controller that is being enabled is ready.
+pub(crate) async fn ready(
+    function: &Arc<dyn Function>,
+    time: &Rc<Time>,
+    capabilities: &Capabilities,
+) -> Result<(), End> {
+    let patience = ready_timeout(function, capabilities);
+    let settled = wait_for(function, time, patience, |status| status.rdy || status.cfs).await?;
+    match status(function)? {
+        ControllerStatus { cfs: true, .. } => {
+            Err(End::Failed("it reports a fatal error when it is enabled".to_owned()))
+        }
+        _ if !settled => Err(End::Failed(format!("it is not ready within {patience:?}"))),
+        _ => Ok(()),
+    }
+}
+
 /// The longest that becoming ready, or not ready, takes.
 fn ready_timeout(function: &Arc<dyn Function>, capabilities: &Capabilities) -> Duration {
     let of_media = match capabilities.crms & 1 {
@@ -161,30 +213,10 @@ impl<'a> Session<'a> {
         vectors: &'a [Arc<std::os::fd::OwnedFd>],
         time: &'a Rc<Time>,
     ) -> Result<Session<'a>, End> {
-        let registers = function.registers();
-        let capabilities = Capabilities::from_bits(registers.read64(offset::CAP));
-        status(function)?;
-        if capabilities.mpsmin > 0 {
-            let size = 4_u64 << capabilities.mpsmin;
-            return Err(End::Failed(format!(
-                "its smallest page is {size} KiB: only 4 KiB are supported"
-            )));
-        }
-        let css = match capabilities.css {
-            css if css & Capabilities::CSS_NVM != 0 => 0b000,
-            css if css & Capabilities::CSS_IO_COMMAND_SETS != 0 => 0b110,
-            _ => return Err(End::Failed("it does not have the NVM command set".to_owned())),
-        };
+        let capabilities = capabilities(function)?;
         let queue = (capabilities.dstrd, u32::from(capabilities.mqes) + 1);
         let admin = Admin::new(function, time, options.admin_timeout, queue)?;
-        let (shape, submissions, completions) = admin.queues();
-        let attributes =
-            AdminQueueAttributes { asqs: shape.submissions - 1, acqs: shape.completions - 1 };
-        registers.write32(offset::AQA, attributes.bits());
-        registers.write64(offset::ASQ, submissions);
-        registers.write64(offset::ACQ, completions);
-        let on = Configuration { en: true, css, iosqes: 6, iocqes: 4, ..Configuration::default() };
-        registers.write32(offset::CC, on.bits());
+        enable(function, &admin, &capabilities)?;
         Ok(Session {
             shared,
             options,
@@ -197,19 +229,6 @@ impl<'a> Session<'a> {
             admin,
             pages: RefCell::default(),
         })
-    }
-
-    async fn ready(&self) -> Result<(), End> {
-        let patience = ready_timeout(self.function, &self.capabilities);
-        let settled =
-            wait_for(self.function, self.time, patience, |status| status.rdy || status.cfs).await?;
-        match status(self.function)? {
-            ControllerStatus { cfs: true, .. } => {
-                Err(End::Failed("it reports a fatal error when it is enabled".to_owned()))
-            }
-            _ if !settled => Err(End::Failed(format!("it is not ready within {patience:?}"))),
-            _ => Ok(()),
-        }
     }
 
     /// Finds out what there is, makes the queues, has the reactors use them, and serves until something ends it.
@@ -233,7 +252,7 @@ impl<'a> Session<'a> {
     }
 
     async fn prepare(&mut self) -> Result<(scan::Controller, Vec<Seat>), End> {
-        self.ready().await?;
+        ready(self.function, self.time, &self.capabilities).await?;
         let version = Version::from_bits(self.function.registers().read32(offset::VS));
         let controller =
             self.admin_step("Identify", scan::Controller::find(&self.admin, version)).await?;

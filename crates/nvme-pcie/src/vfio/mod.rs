@@ -23,8 +23,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use crate::Registers;
 use crate::function::{Function, Mapping, Slot};
+use crate::pci::System;
+use crate::{Registers, probe};
 use msix::{Place, Table};
 
 /// Of the PCI command register: the function answers at its BARs, and may reach memory.
@@ -55,6 +56,54 @@ impl Slot for VfioSlot {
 
     fn open(&self) -> io::Result<Arc<dyn Function>> {
         Ok(Arc::new(VfioFunction::open(&self.address)?))
+    }
+}
+
+/// Wherever the controller of a serial number is, among those that have been handed over.
+///
+/// Such a controller says who it is only when it is enabled, so each that nobody uses is opened and asked.
+#[derive(Debug, Clone)]
+pub struct SerialSlot {
+    serial: String,
+}
+
+impl SerialSlot {
+    /// That of this serial number.
+    pub fn new(serial: &str) -> SerialSlot {
+        SerialSlot { serial: serial.to_owned() }
+    }
+}
+
+impl Slot for SerialSlot {
+    fn name(&self) -> String {
+        format!("serial number {}", self.serial)
+    }
+
+    fn open(&self) -> io::Result<Arc<dyn Function>> {
+        let controllers = System::new("/").controllers()?;
+        let ours = controllers.iter().filter(|it| it.driver.as_deref() == Some("vfio-pci"));
+        for controller in ours {
+            // In use, or broken: not this one, as far as can be said.
+            let Ok(function) = VfioFunction::open(&controller.address.to_string()) else {
+                continue;
+            };
+            let function: Arc<dyn Function> = Arc::new(function);
+            if probe::serial(&function).is_ok_and(|serial| serial == self.serial) {
+                return Ok(function);
+            }
+        }
+        let elsewhere = controllers.iter().find(|it| it.serial.as_deref() == Some(&self.serial));
+        let text = match elsewhere {
+            Some(it) => format!(
+                "the controller of serial number {} is {}, which is not bound to vfio-pci: tidegate devices bind {}",
+                self.serial, it.address, it.address
+            ),
+            None => format!(
+                "no controller of serial number {} is there and free: `tidegate devices` lists them",
+                self.serial
+            ),
+        };
+        Err(refuse(io::ErrorKind::NotFound, text))
     }
 }
 
