@@ -6,6 +6,7 @@
 pub mod function;
 mod pages;
 mod registers;
+pub mod software;
 
 pub use pages::Pages;
 pub use registers::Registers;
