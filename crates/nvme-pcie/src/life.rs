@@ -157,8 +157,9 @@ impl Life {
                     );
                     drop(function);
                     // What the reactors have had in it is let go of when nothing reaches it any more.
+                    let is_over = self.is_over(&end);
                     self.publish_gone().await;
-                    if self.is_over(&end) {
+                    if is_over {
                         return;
                     }
                 }
@@ -262,20 +263,17 @@ impl Life {
             if let Err(end) = session::disable(function, &self.time).await {
                 return end;
             }
-            let begun = self.time.now();
             let end =
                 match Session::begin(&self.shared, &self.options, function, vectors, &self.time) {
                     Ok(mut session) => {
                         let end = session.run(&self.attached).await;
+                        if session.lasted() >= LASTING {
+                            (resets, *patience) = (0, SOON);
+                        }
                         session.finish(end).await
                     }
                     Err(end) => end,
                 };
-            let lasted =
-                self.attached.borrow().is_none() && self.time.now().since(begun) >= LASTING;
-            if lasted {
-                (resets, *patience) = (0, SOON);
-            }
             match &end {
                 End::Reset(reason) if resets < RESETS && self.attached.borrow().is_none() => {
                     resets += 1;
