@@ -10,3 +10,4 @@
 mod faults;
 mod operations;
 mod rig;
+mod simulation;
