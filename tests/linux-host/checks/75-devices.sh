@@ -9,6 +9,7 @@
 
 # No target is needed.
 prepare_check() {
+  grep -qx 0x010802 /sys/bus/pci/devices/*/class || skip "the guest has no NVMe controller"
   modprobe nvme
   modprobe ext4
   # With an IOMMU, and as the kernel has it: its address, its group, its first namespace.
