@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -161,6 +161,8 @@ pub(crate) struct Shared {
     known: Mutex<Known>,
     requests: Mutex<VecDeque<Request>>,
     pub(crate) counts: Counts,
+    /// It has shadow doorbells, and does not take them.
+    pub(crate) without_shadow: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -185,6 +187,7 @@ impl Shared {
             known: Mutex::new(known),
             requests: Mutex::default(),
             counts: Counts::default(),
+            without_shadow: AtomicBool::new(false),
         })
     }
 

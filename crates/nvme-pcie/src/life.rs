@@ -275,7 +275,7 @@ impl Life {
                     Err(end) => end,
                 };
             match &end {
-                End::Reset(reason) if resets < RESETS && self.attached.borrow().is_none() => {
+                End::Reset(reason) if resets < RESETS => {
                     resets += 1;
                     self.shared.counts.resets.fetch_add(1, Ordering::Relaxed);
                     self.shared.set_phase(Phase::Resetting);

@@ -137,9 +137,8 @@ impl World {
         if let Some(queue) = self.queues.submission.get_mut(&sqid) {
             queue.armed = false;
             if let Some(shadow) = shadow {
-                let rung = distance(queue.tail, value % queue.entries, queue.entries);
-                let (known, entries) = (queue.tail, queue.entries);
-                if value >= entries || rung > distance(known, shadow % entries, entries) {
+                // The shadow may have been looked at between its change and the register's, so this may be any value of late.
+                if value >= queue.entries {
                     self.violate(format!(
                         "tail doorbell of queue {sqid} is {value}, its shadow {shadow}"
                     ));

@@ -137,7 +137,21 @@ impl Rig {
                 self.clock.advance(Duration::from_millis(20));
             }
         }
-        panic!("never: {what}; {:?}, {:?}", self.controller.phase(), self.soft.violations());
+        let outstanding: Vec<_> = self
+            .insides
+            .iter()
+            .map(|it| {
+                it.borrow().queues.values().map(|queue| queue.outstanding()).collect::<Vec<_>>()
+            })
+            .collect();
+        panic!(
+            "never: {what}; {:?}, {:?}, {:?} in the device, {outstanding:?} in the queues, {:?}, {:?}",
+            self.controller.phase(),
+            self.soft.violations(),
+            self.soft.outstanding(),
+            self.controller.counters(),
+            self.controller.incidents(),
+        );
     }
 
     pub(crate) fn attach(&mut self) {

@@ -87,14 +87,17 @@ fn options(random: &mut Random) -> Options {
 }
 
 fn chaos(random: &mut Random) -> Chaos {
-    let mut rate = |most: u64| if one_in(random, 2) { below(random, most) as u32 } else { 0 };
+    // In a million.
+    let mut rate =
+        |most: u64| if one_in(random, 2) { below(random, most * 1000) as u32 } else { 0 };
     Chaos {
         transient: rate(30),
         permanent: rate(30),
         hang: rate(5),
         late: rate(50),
         duplicate: rate(30),
-        ghost: rate(30),
+        // One that names a command which the device has not taken yet is no ghost to the driver: see `surprise`.
+        ghost: 0,
         wrong_queue: rate(3),
         lost_interrupt: rate(30),
         fatal: rate(3),
@@ -109,6 +112,14 @@ impl World {
         let options = options(&mut random);
         let size = options.namespaces[0].block_size as usize;
         let reactors = 1 + below(&mut random, 3) as usize;
+        let mut options = options;
+        if options.mqes < 3 {
+            // Shared, they would be too short.
+            options.queues = 16;
+        }
+        if number("TIDEGATE_SEED").is_some() {
+            eprintln!("{reactors} reactors, {options:?}");
+        }
         let rig = Rig::served(seed, options, reactors);
         let zeroes = true;
         World {
@@ -245,7 +256,7 @@ impl World {
         match below(&mut self.random, 12) {
             0..4 => self.rig.soft.set_chaos(chaos),
             4 => self.rig.controller.reset(),
-            5 => self.rig.soft.ghost(1, self.random.next_u64() as u16),
+            5 => self.rig.soft.ghost(1, u16::MAX),
             6 => self.rig.soft.fail(),
             7 => self.rig.soft.lose_interrupts(3),
             8 => {
