@@ -24,7 +24,7 @@ impl DeviceKind {
     pub fn base(&self) -> Option<&str> {
         match self {
             Self::Delay { base, .. } | Self::Error { base } => Some(base),
-            Self::Null { .. } | Self::Ram { .. } | Self::File { .. } => None,
+            Self::Null { .. } | Self::Ram { .. } | Self::File { .. } | Self::Nvme { .. } => None,
         }
     }
 }
@@ -51,7 +51,10 @@ fn layer(object: &Device, base: &Arc<dyn BlockDevice>) -> Option<Arc<dyn BlockDe
             Some(Arc::new(DelayDevice::new(name, base, (*latencies).into())))
         }
         DeviceKind::Error { .. } => Some(Arc::new(InjectionDevice::new(name, base))),
-        DeviceKind::Null { .. } | DeviceKind::Ram { .. } | DeviceKind::File { .. } => None,
+        DeviceKind::Null { .. }
+        | DeviceKind::Ram { .. }
+        | DeviceKind::File { .. }
+        | DeviceKind::Nvme { .. } => None,
     }
 }
 
@@ -70,7 +73,10 @@ pub(crate) fn alter(opened: &Opened) {
                 slow.set_latencies((*latencies).into());
             }
         }
-        DeviceKind::Ram { .. } | DeviceKind::File { .. } | DeviceKind::Error { .. } => {}
+        DeviceKind::Ram { .. }
+        | DeviceKind::File { .. }
+        | DeviceKind::Nvme { .. }
+        | DeviceKind::Error { .. } => {}
     }
 }
 
@@ -109,8 +115,9 @@ impl State {
         std::iter::successors(over(name), move |device| over(&device.name)).take(self.devices.len())
     }
 
-    /// Puts every layer on its base that can be.
+    /// Makes every device of a controller that is attached, and puts every layer on its base that can be.
     pub fn stack(&mut self) {
+        self.find_namespaces();
         loop {
             let ready = self.devices.values().filter(|opened| opened.device.is_err());
             let found: Vec<_> = ready

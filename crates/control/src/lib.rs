@@ -10,6 +10,7 @@
 //! and answers when all of them have acknowledged: what a client was told has been done is on disk.
 
 mod context_switches;
+pub mod controllers;
 pub mod jsonrpc;
 pub mod layers;
 pub mod logs;

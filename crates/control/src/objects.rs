@@ -15,6 +15,8 @@ use uuid::Uuid;
 /// All objects there are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Objects {
+    /// NVMe controllers by name.
+    pub controllers: BTreeMap<String, Controller>,
     /// Devices by name.
     pub devices: BTreeMap<String, Device>,
     /// Transports by type.
@@ -23,6 +25,25 @@ pub struct Objects {
     pub subsystems: BTreeMap<Nqn, Subsystem>,
     /// Referrals by where they lead.
     pub referrals: BTreeMap<(Address, Nqn), Referral>,
+}
+
+/// An NVMe controller whose namespaces are devices here (`bdev_nvme_attach_controller`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Controller {
+    /// Its name; that of namespace 1 as a device is `NAMEn1`.
+    pub name: String,
+    /// Where it is.
+    pub place: Place,
+}
+
+/// Where a controller is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// The local PCI function of this address, with its domain: `0000:03:00.0`.
+    Pci(String),
+    /// The local controller of this serial number, wherever it is.
+    Serial(String),
 }
 
 /// A block device.
@@ -126,6 +147,13 @@ pub enum DeviceKind {
         read_only: bool,
         /// Which method made it: clients see it again as the same product.
         made_as: FileMethod,
+    },
+    /// A namespace of a controller.
+    Nvme {
+        /// The controller's name.
+        controller: String,
+        /// Its number there.
+        nsid: u32,
     },
     /// Another device, slow on purpose (`bdev_delay_create`).
     Delay {

@@ -19,6 +19,7 @@ use tokio::sync::Mutex;
 use verbs::{Library, OpenError};
 
 use crate::context_switches::ContextSwitches;
+use crate::controllers;
 use crate::layers;
 use crate::logs::Logs;
 use crate::notifications::{Kind, Notifications};
@@ -216,6 +217,7 @@ impl Plane {
         }
         self.close_listeners(&before, &after);
         retire_devices(&before, &after);
+        controllers::detach(&before, &after);
         self.notifications.compare(&before, &after);
         taken?;
         Ok(result)
@@ -388,6 +390,7 @@ impl Plane {
     ) -> Result<Arc<Configuration>, BeginError> {
         let mut serving = self.configuration.blocking_lock();
         state.settings = self.settings.clone();
+        self.begin_controllers(&mut state, lenient)?;
         let steps = state.steps(&State::default(), &serving)?;
         state.enforce_limits(&State::default(), self.node.shards());
         self.put_in_force(&mut serving, &steps)?;
@@ -425,6 +428,9 @@ pub enum BeginError {
     /// The target refuses it.
     #[error(transparent)]
     Invalid(#[from] ConfigurationError),
+    /// An NVMe controller cannot be attached.
+    #[error(transparent)]
+    Attach(#[from] nvme_pcie::AttachError),
     /// The reactors did not take it.
     #[error(transparent)]
     Node(#[from] node::NodeError),
@@ -517,7 +523,7 @@ pub fn open(
                 ..FileOptions::new(name, path)
             })?)
         }
-        DeviceKind::Delay { .. } | DeviceKind::Error { .. } => {
+        DeviceKind::Nvme { .. } | DeviceKind::Delay { .. } | DeviceKind::Error { .. } => {
             let problem = "what it stands on is not there".to_owned();
             return Err(block::BlockError::Unsuitable { device: name.to_owned(), problem });
         }

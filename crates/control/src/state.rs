@@ -17,9 +17,10 @@ use target::configuration::{
 };
 use target::rate_limit::{RateLimits, Rates};
 
+use crate::controllers::Attached;
 use crate::objects::{
-    Address, AnaState, AnaStates, Device, Namespace, Objects, Referral, Subsystem, Transport,
-    Trtype,
+    Address, AnaState, AnaStates, Controller, Device, DeviceKind, Namespace, Objects, Referral,
+    Subsystem, Transport, Trtype,
 };
 use crate::statistics::DeviceStatistics;
 use crate::store::Change;
@@ -41,9 +42,12 @@ pub struct Opened {
 impl Opened {
     /// A device that is configured and still to be opened.
     pub fn not_yet(object: Device) -> Self {
-        let waiting = match object.kind.base() {
-            Some(base) => format!("{base}, which it stands on, is not there"),
-            None => "it has not been opened yet".to_owned(),
+        let waiting = match (object.kind.base(), object.kind.controller()) {
+            (Some(base), _) => format!("{base}, which it stands on, is not there"),
+            (_, Some((controller, nsid))) => {
+                format!("namespace {nsid} of {controller} is not there")
+            }
+            _ => "it has not been opened yet".to_owned(),
         };
         Self { object, device: Err(waiting), statistics: Arc::default(), limits: Arc::default() }
     }
@@ -70,6 +74,10 @@ impl fmt::Debug for Opened {
 /// A snapshot.
 #[derive(Debug, Clone, Default)]
 pub struct State {
+    /// NVMe controllers by name.
+    pub controllers: BTreeMap<String, Arc<Attached>>,
+    /// Controllers that have been attached for the change that is being made.
+    pub(crate) arriving: Vec<Attached>,
     /// Devices by name.
     pub devices: BTreeMap<String, Arc<Opened>>,
     /// Transports by type.
@@ -85,6 +93,10 @@ pub struct State {
 }
 
 /// Where an object is kept.
+fn controller_key(name: &str) -> String {
+    format!("controller/{name}")
+}
+
 fn device_key(name: &str) -> String {
     format!("device/{name}")
 }
@@ -122,6 +134,10 @@ pub fn read(stored: &[(String, Vec<u8>)]) -> Result<Objects, Damaged> {
     let mut objects = Objects::default();
     for (key, json) in stored {
         match key.split('/').next() {
+            Some("controller") => {
+                let controller: Controller = read(key, json)?;
+                objects.controllers.insert(controller.name.clone(), controller);
+            }
             Some("device") => {
                 let device: Device = read(key, json)?;
                 objects.devices.insert(device.name.clone(), device);
@@ -149,11 +165,15 @@ pub fn read(stored: &[(String, Vec<u8>)]) -> Result<Objects, Damaged> {
 impl From<Objects> for State {
     /// With every device still to be opened.
     fn from(objects: Objects) -> Self {
+        let controllers = objects.controllers.into_iter();
         let devices = objects.devices.into_iter();
         let transports = objects.transports.into_iter();
         let subsystems = objects.subsystems.into_iter();
         let referrals = objects.referrals.into_iter();
         let mut state = Self {
+            controllers: controllers
+                .map(|(name, controller)| (name, Arc::new(Attached::not_yet(controller))))
+                .collect(),
             devices: devices
                 .map(|(name, device)| (name, Arc::new(Opened::not_yet(device))))
                 .collect(),
@@ -199,11 +219,13 @@ impl State {
 
     /// What is configured, without what is there of it.
     pub fn objects(&self) -> Objects {
+        let controllers = self.controllers.iter();
         let devices = self.devices.iter();
         let transports = self.transports.iter();
         let subsystems = self.subsystems.iter();
         let referrals = self.referrals.iter();
         Objects {
+            controllers: controllers.map(|(name, it)| (name.clone(), it.object.clone())).collect(),
             devices: devices.map(|(name, it)| (name.clone(), it.object.clone())).collect(),
             transports: transports.map(|(trtype, it)| (*trtype, Transport::clone(it))).collect(),
             subsystems: subsystems.map(|(nqn, it)| (nqn.clone(), Subsystem::clone(it))).collect(),
@@ -238,10 +260,12 @@ impl State {
         rates
     }
 
-    /// The devices that are still to be opened. Layers are not: see [`crate::layers`].
+    /// The devices that are still to be opened. Layers are not, nor namespaces of controllers: see [`crate::layers`] and
+    /// [`crate::controllers`].
     pub fn unopened(&self) -> impl Iterator<Item = &Arc<Opened>> {
+        let by_itself = |kind: &DeviceKind| kind.base().is_none() && kind.controller().is_none();
         let devices = self.devices.values();
-        devices.filter(|opened| opened.device.is_err() && opened.object.kind.base().is_none())
+        devices.filter(move |opened| opened.device.is_err() && by_itself(&opened.object.kind))
     }
 
     /// Puts a device in the place of the same one that is still to be opened, unless that is gone.
@@ -278,6 +302,13 @@ impl State {
     pub fn changes(&self, next: &Self) -> Result<Vec<Change>, serde_json::Error> {
         let mut changes = Vec::new();
         let to = &mut changes;
+        compare(
+            &self.controllers,
+            &next.controllers,
+            |name| controller_key(name),
+            |it| &it.object,
+            to,
+        )?;
         compare(&self.devices, &next.devices, |name| device_key(name), |it| &it.object, to)?;
         compare(&self.transports, &next.transports, |it| transport_key(*it), |it| it, to)?;
         compare(&self.subsystems, &next.subsystems, subsystem_key, |it| it, to)?;

@@ -14,9 +14,29 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub async fn try_again_and_again(plane: Arc<Plane>) {
     loop {
         tokio::time::sleep(INTERVAL).await;
+        try_controllers(&plane).await;
         try_devices(&plane).await;
         try_rdma(&plane).await;
         try_listeners(&plane).await;
+    }
+}
+
+async fn try_controllers(plane: &Arc<Plane>) {
+    let state = plane.state();
+    for attached in state.unattached() {
+        let name = attached.object.name.clone();
+        // An attempt that fails says nothing new.
+        let Ok(found) = plane.attach(attached.object.clone()).await else { continue };
+        let put = plane.change(move |state| {
+            state.put_attached(found);
+            Ok::<_, std::convert::Infallible>(())
+        });
+        match put.await {
+            Ok(()) => tracing::info!("NVMe controller {name} is there now"),
+            Err(error) => {
+                tracing::warn!("NVMe controller {name} is there, but cannot be used: {error}");
+            }
+        }
     }
 }
 

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use memory::{Arena, ArenaConfig, ArenaReport, Hugepages, SLAB_SIZE, SharedMemory};
 use nvme::address::{TransportAddress, TransportType};
+use nvme_pcie::function::Slot;
+use nvme_pcie::{AttachError, Controller, Options};
 pub use reactor::CounterValues as ReactorCounters;
 use reactor::{IdlePolicy, Local, Placement, ReactorConfig, ReactorError, Reactors};
 use target::configuration::Configuration;
@@ -196,6 +198,19 @@ impl Node {
     /// RDMA, if the node serves hosts over it.
     pub fn rdma(&self) -> Option<&Rdma> {
         self.rdma.get()
+    }
+
+    /// Attaches an NVMe controller for this node's reactors and their memory. Blocks until it is in service.
+    ///
+    /// # Errors
+    /// Why it cannot be had, or used.
+    pub fn attach(
+        &self,
+        name: &str,
+        slot: Arc<dyn Slot>,
+        options: &Options,
+    ) -> Result<Controller, AttachError> {
+        Controller::attach(name, slot, &self.arena, self.inboxes.len(), options)
     }
 
     /// Puts a configuration in force on every reactor; back when it is.

@@ -36,6 +36,7 @@ mod notes;
 mod offload;
 mod placement;
 mod reactor;
+mod residents;
 pub mod ring;
 mod threads;
 mod timers;

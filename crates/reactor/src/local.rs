@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::events::{Epoll, EventSource};
 use crate::handle::{Handle, Shared};
 use crate::offload::Offload;
+use crate::residents::Residents;
 use crate::{CounterValues, Instant, Poller, PollerId, Ring};
 
 /// A change to the list of pollers; made between two passes over it.
@@ -25,6 +26,7 @@ pub(crate) struct Inner {
     pub(crate) epoll: Rc<Epoll>,
     pub(crate) ring: Option<Ring>,
     pub(crate) offload: Offload,
+    pub(crate) residents: Residents,
 }
 
 /// A handle to the services of the reactor on this thread; clones refer to the same one.
@@ -73,6 +75,19 @@ impl Local {
     /// The reactor's `io_uring`; `None` where it is forbidden or unavailable.
     pub fn ring(&self) -> Option<Ring> {
         self.inner.ring.clone()
+    }
+
+    /// What the components of this reactor share of this type under `key`: the one that somebody has already, or a
+    /// new one by `make`, which may ask for others. It is held weakly here, so it is gone with the last who has it.
+    ///
+    /// # Errors
+    /// That of `make`; the next to ask tries again.
+    pub fn resident<T: 'static, E>(
+        &self,
+        key: u64,
+        make: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Rc<T>, E> {
+        self.inner.residents.get_or_make(key, make)
     }
 
     /// Runs `job`, which may block, on a worker thread, and then `done` with its result on this

@@ -12,6 +12,7 @@ use crate::handle::{Handle, Shared};
 use crate::idle::Idle;
 use crate::local::{Change, Inner, Local};
 use crate::offload::{Offload, Workers};
+use crate::residents::Residents;
 use crate::ring::{self, Ring};
 use crate::{Clock, IdlePolicy, Instant, ReactorError};
 
@@ -193,6 +194,7 @@ impl Reactor {
             epoll: epoll.into(),
             ring,
             offload: Offload::new(workers.clone()),
+            residents: Residents::default(),
         };
         Ok(Reactor {
             pollers: Vec::new(),

@@ -453,3 +453,16 @@ fn simulated_reactors_talk_on_one_thread() {
     reactors[2].handle().queue_added();
     assert_eq!(reactors[0].local().handles()[2].load().queues, 1);
 }
+
+#[test]
+fn a_resident_is_one_reactors_own() {
+    let configs = vec![config(IdlePolicy::Poll); 2];
+    let reactors = Reactor::group(&configs, &Workers::inline()).unwrap();
+    let [one, other] = [reactors[0].local(), reactors[1].local()];
+    let make = |index: usize| move || Ok::<_, ReactorError>(Cell::new(index));
+    let first = one.resident(7, make(0)).unwrap();
+    let second = other.resident(7, make(1)).unwrap();
+    first.set(10);
+    assert_eq!(one.clone().resident(7, make(2)).unwrap().get(), 10);
+    assert_eq!(second.get(), 1);
+}

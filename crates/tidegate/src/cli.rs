@@ -8,6 +8,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::devices::{self, DevicesArgs};
 use crate::discover::{self, DiscoverArgs};
 use crate::failure::{Failure, WrongInvocation};
 use crate::identify::{self, IdentifyArgs};
@@ -30,6 +31,8 @@ struct Cli {
 enum Command {
     /// Run the storage node until SIGTERM or SIGINT.
     Serve(ServeArgs),
+    /// List the NVMe controllers of this machine; hand one to the node or back to the kernel.
+    Devices(DevicesArgs),
     /// List the subsystems that a target offers to this host.
     Discover(DiscoverArgs),
     /// Show what a controller and its namespaces say of themselves.
@@ -98,6 +101,7 @@ impl Command {
     fn run(self) -> Result<(), Failure> {
         match self {
             Command::Serve(args) => serve::run(&args),
+            Command::Devices(args) => Ok(devices::run(&args)?),
             Command::Discover(args) => Ok(discover::run(&args)?),
             Command::Identify(args) => Ok(identify::run(&args)?),
             Command::Perf(args) => Ok(perf::run(&args)?),

@@ -7,6 +7,7 @@
 mod cli;
 mod config;
 mod connection;
+mod devices;
 mod discover;
 mod failure;
 mod identify;

@@ -2,6 +2,8 @@
 
 use crate::failure;
 use anyhow::Context;
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -33,6 +35,13 @@ pub(crate) fn print<T: Serialize + Display>(value: &T, json: bool) -> anyhow::Re
 
 fn write_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     write(format!("{}\n", serde_json::to_string_pretty(value)?).as_bytes())
+}
+
+/// A table as every command lays it out, as wide as the terminal has room.
+pub(crate) fn table() -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table
 }
 
 /// Writes to standard output. That nobody reads on (`| head`) is no failure.

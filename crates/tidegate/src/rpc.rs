@@ -12,8 +12,7 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::Table;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -146,7 +145,7 @@ impl fmt::Display for Answer {
             }
             Value::Array(list) => list.iter().try_for_each(|item| writeln!(f, "{}", cell(item))),
             Value::Object(object) => {
-                let mut table = plain_table();
+                let mut table = output::table();
                 for (key, value) in object {
                     table.add_row([key.clone(), cell(value)]);
                 }
@@ -155,12 +154,6 @@ impl fmt::Display for Answer {
             value => writeln!(f, "{}", cell(value)),
         }
     }
-}
-
-fn plain_table() -> Table {
-    let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
-    table
 }
 
 /// Objects one below the other, a column for each key in the order in which they come.
@@ -172,7 +165,7 @@ fn rows(list: &[Value]) -> Table {
             keys.push(key);
         }
     }
-    let mut table = plain_table();
+    let mut table = output::table();
     table.set_header(&keys);
     for object in objects() {
         table.add_row(keys.iter().map(|key| object.get(*key).map(cell).unwrap_or_default()));

@@ -91,6 +91,8 @@ impl Serving {
         // What is held on purpose would be held for longer than that.
         self.plane.retire();
         self.plane.node().shutdown(until.saturating_duration_since(Instant::now()))?;
+        // Last: nothing is in them any more.
+        self.plane.detach_controllers();
         Ok(())
     }
 }

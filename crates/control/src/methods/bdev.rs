@@ -26,6 +26,9 @@ pub(super) fn create(device: Device) -> Result<Edit, RpcError> {
 }
 
 fn add(state: &mut State, device: Device) -> Reply {
+    if state.is_namespace_by_itself(&device) {
+        return Ok(Value::String(device.name));
+    }
     refuse_twice(state, &device)?;
     faults::refuse_claimed(state, &device)?;
     let name = device.name.clone();
@@ -34,7 +37,7 @@ fn add(state: &mut State, device: Device) -> Reply {
 }
 
 /// A name stands in lists, logs and keys of the store.
-fn check_name(name: &str) -> Result<(), RpcError> {
+pub(super) fn check_name(name: &str) -> Result<(), RpcError> {
     let problem = if name.is_empty() {
         "is empty"
     } else if name.len() > LONGEST_NAME {
@@ -73,21 +76,23 @@ pub(super) fn delete(params: Value, fits: fn(&DeviceKind) -> bool) -> Result<Edi
     Ok(Box::new(move |state| {
         let found = state.device(&name).filter(|opened| fits(&opened.object.kind)).cloned();
         let opened = found.ok_or_else(|| Errno::NoDevice.about(&name))?;
-        let name = &opened.object.name;
-        if let Some(layer) = state.layer_on(name) {
-            let layer = &layer.object.name;
-            return Err(
-                Errno::Busy.about(format_args!("{layer} stands on {name}: delete that first"))
-            );
-        }
-        for (nqn, nsid) in state.users_of(name) {
-            if let Some(subsystem) = state.subsystems.get_mut(&nqn) {
-                Arc::make_mut(subsystem).namespaces.remove(&nsid);
-            }
-        }
-        state.devices.remove(name);
-        Ok(Value::Bool(true))
+        remove(state, &opened.object.name)
     }))
+}
+
+/// Removes a device that is there, and the namespaces over it.
+pub(super) fn remove(state: &mut State, name: &str) -> Reply {
+    if let Some(layer) = state.layer_on(name) {
+        let layer = &layer.object.name;
+        return Err(Errno::Busy.about(format_args!("{layer} stands on {name}: delete that first")));
+    }
+    for (nqn, nsid) in state.users_of(name) {
+        if let Some(subsystem) = state.subsystems.get_mut(&nqn) {
+            Arc::make_mut(subsystem).namespaces.remove(&nsid);
+        }
+    }
+    state.devices.remove(name);
+    Ok(Value::Bool(true))
 }
 
 /// Asked for only by clients that know what they would do with it; refused by name if it is not the default.
@@ -330,6 +335,10 @@ fn describe(opened: &Opened, is_used: bool) -> Value {
             ("AIO disk", json!({ "aio": about }))
         }
         DeviceKind::File { path, .. } => ("URING bdev", json!({ "uring": { "filename": path } })),
+        DeviceKind::Nvme { controller, nsid } => {
+            let about = json!({ "controller": controller, "ns_data": { "id": nsid } });
+            ("NVMe disk", json!({ "nvme": [about] }))
+        }
         DeviceKind::Delay { base, latencies } => {
             let about = faults::delay_parameters(name, *uuid, base, *latencies);
             ("delay", json!({ "delay": about }))

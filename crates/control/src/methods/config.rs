@@ -18,15 +18,17 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::bdev_nvme;
 use super::edit::{Edit, apply};
 use super::faults;
+
 use super::nvmf::{listeners, nguid_text, referrals};
 use super::reply::{internal, invalid, unknown_method};
 use super::{EDITS, IGNORED, Nothing, Reply, find, parameters, qos};
 use crate::jsonrpc::RpcError;
 use crate::objects::{
-    AnaState, AnaStates, Device, DeviceKind, Direct, FileMethod, Objects, RateLimits, Subsystem,
-    Transport,
+    AnaState, AnaStates, Device, DeviceKind, Direct, FileMethod, Objects, Place, RateLimits,
+    Subsystem, Transport,
 };
 use crate::plane::Plane;
 use crate::state::State;
@@ -192,11 +194,21 @@ fn calls(state: &State, part: &str) -> Result<Vec<Value>, RpcError> {
         let call = in_words_of_spdk(device)?;
         state.below(device).all(|base| in_words_of_spdk(base).is_some()).then_some(call)
     };
+    let attached = |is: fn(&Place) -> bool| {
+        let controllers = state.controllers.values().map(|it| &it.object);
+        let call = |it| call("bdev_nvme_attach_controller", bdev_nvme::parameters_of(it));
+        controllers.filter(move |it| is(&it.place)).map(call)
+    };
     Ok(match part {
-        "bdev" => objects()
-            .filter_map(|device| Some((device, spdk(device)?)))
-            .flat_map(|(device, created)| [Some(created), limits(device, qos::in_words_of_spdk)])
-            .flatten()
+        "bdev" => attached(|place| matches!(place, Place::Pci(_)))
+            .chain(
+                objects()
+                    .filter_map(|device| Some((device, spdk(device)?)))
+                    .flat_map(|(device, created)| {
+                        [Some(created), limits(device, qos::in_words_of_spdk)]
+                    })
+                    .flatten(),
+            )
             .collect(),
         "tidegate" => {
             let created = objects()
@@ -205,7 +217,9 @@ fn calls(state: &State, part: &str) -> Result<Vec<Value>, RpcError> {
             let limits = objects()
                 .filter(|device| spdk(device).is_some())
                 .filter_map(|device| limits(device, qos::in_words_of_ours).map(Ok));
-            let calls = created.chain(limits).collect::<Result<_, serde_json::Error>>();
+            let attached = attached(|place| matches!(place, Place::Serial(_))).map(Ok);
+            let calls =
+                attached.chain(created).chain(limits).collect::<Result<_, serde_json::Error>>();
             calls.map_err(internal)?
         }
         "nvmf" => {
@@ -280,6 +294,7 @@ fn in_words_of_spdk(Device { name, uuid, kind, limits: _ }: &Device) -> Option<V
         }
         DeviceKind::Ram { .. }
         | DeviceKind::File { .. }
+        | DeviceKind::Nvme { .. }
         | DeviceKind::Delay { .. }
         | DeviceKind::Error { .. } => return None,
     })

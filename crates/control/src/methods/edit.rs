@@ -17,6 +17,7 @@ use target::configuration::Configuration;
 
 use super::Reply;
 use super::reply::{Errno, failed, internal, invalid, unopened};
+use crate::controllers::Attached;
 use crate::jsonrpc::RpcError;
 use crate::objects::Subsystem;
 use crate::plane::{ChangeError, Creation, PATIENCE, Plane, Prepared};
@@ -85,6 +86,14 @@ async fn attempt(
         let found = plane.open(device.object.clone(), PATIENCE, Creation::Allowed).await;
         opened.push(found.map_err(|error| unopened(&error))?);
     }
+    let mut arriving = Vec::new();
+    for attached in wanted.unattached() {
+        let waits = |old: &Arc<Attached>| old.controller.is_err() && old.object == attached.object;
+        if !before.controllers.get(&attached.object.name).is_some_and(waits) {
+            let found = plane.attach(attached.object.clone()).await;
+            arriving.push(found.map_err(|error| Errno::NoDevice.about(error))?);
+        }
+    }
     let rdma = plane.prepare_rdma(&before, &wanted).await.map_err(|error| {
         internal(format_args!("Transport type 'RDMA' cannot be created: {error}"))
     })?;
@@ -99,7 +108,8 @@ async fn attempt(
     }
 
     let changed = plane.change_prepared(prepared, move |state| {
-        let unopened = state.unopened().count();
+        let unopened = state.unopened().count() + state.unattached().count();
+        state.arriving = arriving;
         listening.extend(state.listeners.keys().copied());
         let replies = run(&edits, state).map_err(Refusal::Method)?;
         for device in opened {
@@ -108,7 +118,9 @@ async fn attempt(
         let is_bound = |subsystem: &Arc<Subsystem>| {
             subsystem.listeners.keys().all(|address| listening.contains(address))
         };
-        if state.unopened().count() > unopened || !state.subsystems.values().all(is_bound) {
+        state.arriving.clear();
+        let missing = state.unopened().count() + state.unattached().count();
+        if missing > unopened || !state.subsystems.values().all(is_bound) {
             return Err(Refusal::Unprepared);
         }
         Ok(replies)

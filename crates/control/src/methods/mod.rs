@@ -6,6 +6,7 @@
 //! an `Edit`, made from the parameters alone: a configuration file holds many of them.
 
 mod bdev;
+mod bdev_nvme;
 mod config;
 mod edit;
 mod faults;
@@ -14,6 +15,7 @@ mod histogram;
 mod iostat;
 mod log;
 mod notify;
+
 mod nvmf;
 mod qos;
 mod reply;
@@ -112,6 +114,8 @@ const EDITS: &[(&str, MakeEdit)] = &[
     ("bdev_null_create", bdev::null_create),
     ("bdev_null_delete", bdev::null_delete),
     ("bdev_null_resize", resize::null_resize),
+    ("bdev_nvme_attach_controller", bdev_nvme::attach_controller),
+    ("bdev_nvme_detach_controller", bdev_nvme::detach_controller),
     ("bdev_set_qos_limit", qos::set_qos_limit),
     ("bdev_uring_create", bdev::uring_create),
     ("bdev_uring_delete", bdev::uring_delete),

@@ -58,6 +58,9 @@ pub(in crate::methods) fn add_namespace(params: Value) -> Result<Edit, RpcError>
     wanted.namespace.check()?;
     let (nqn, new, shared) = (nqn_of(&wanted.nqn)?, wanted.namespace, wanted.tidegate_shared);
     Ok(Box::new(move |state| {
+        if state.device(&new.bdev_name).is_none() {
+            state.expect_namespace(&new.bdev_name);
+        }
         let device = state.device(&new.bdev_name).map(|opened| opened.object.name.clone());
         let device = device.ok_or_else(|| {
             invalid(format_args!("namespace.bdev_name: there is no bdev {}", new.bdev_name))
