@@ -95,8 +95,8 @@ impl Table {
         while let Some(completion) = self.pair.next() {
             let of = usize::from(self.identifiers.slot(completion.cid.get()) / self.share.max(1));
             match self.left.get_mut(of) {
-                // More than it can have commands is nothing of its own.
-                Some(left) if of != member && left.len() < usize::from(self.share) => {
+                // Far more than it can have commands: a device that makes them up.
+                Some(left) if of != member && left.len() < 2 * usize::from(self.share) => {
                     left.push_back(completion);
                 }
                 // What nobody sent is for whoever finds it to count.

@@ -166,7 +166,7 @@ impl Rig {
         for (reactor, inside) in self.reactors.iter().zip(&self.insides) {
             for (nsid, found) in self.controller.namespaces(|nsid| format!("n{nsid}")) {
                 if let Ok(device) = found {
-                    let queue = device.open_queue(&reactor.local()).unwrap();
+                    let queue = device.open_queue(reactor.local()).unwrap();
                     inside.borrow_mut().queues.insert(nsid, queue);
                 }
             }

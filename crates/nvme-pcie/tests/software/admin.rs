@@ -216,6 +216,16 @@ fn ask_beyond(raw: &mut Raw, at: usize) -> Status {
 }
 
 #[test]
+fn what_it_has_not_is_an_invalid_opcode() {
+    let mut raw = Raw::ready(3, Options::default());
+    for opcode in [0x0d, 0x14, 0x15, 0x18, 0x19, 0x80, 0x84, 0xc0, 0xff] {
+        let sqe = nvme::Sqe::new(opcode, 0).with_prps(Prps::default());
+        assert_eq!(raw.call(0, sqe).status(), Status::INVALID_OPCODE.with_dnr());
+    }
+    raw.innocent();
+}
+
+#[test]
 fn an_old_controller_knows_no_names() {
     let mut raw = Raw::ready(3, Options { version: Version::V1_2, ..Options::default() });
     let at = raw.pages(1);

@@ -49,6 +49,16 @@ fn nonsense() -> impl Strategy<Value = Nonsense> {
     ]
 }
 
+/// Does everything right up to an I/O queue, away from the memory that nonsense goes to.
+fn begin(raw: &mut Raw, chaos: Chaos) {
+    raw.controller.set_chaos(Chaos::default());
+    raw.pages(if raw.queues.is_empty() { 256 } else { 1 });
+    raw.enable(16);
+    raw.grant(4);
+    raw.create_pair(1, 16);
+    raw.controller.set_chaos(chaos);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
@@ -58,11 +68,7 @@ proptest! {
         let chaos = Chaos { late: 100_000, duplicate: 100_000, ghost: 100_000, hang: 50_000, ..Chaos::default() };
         let options = Options { sgls, shadow_doorbells: true, ..Options::default() };
         let mut raw = Raw::open(seed, options);
-        raw.enable(16);
-        raw.grant(4);
-        raw.controller.set_chaos(chaos);
-        let place = raw.pages(2);
-        raw.queues.push(crate::raw::Queue::new(1, 16, place, place + 4096));
+        begin(&mut raw, chaos);
         for act in acts {
             match act {
                 Nonsense::Entry { index, bytes, opcode, nsid, tame } => {
@@ -90,10 +96,8 @@ proptest! {
                     raw.controller.run(steps);
                 }
                 Nonsense::Abandon => {
-                    let _ = raw.function.reset();
-                    raw.prepare(16);
-                    raw.configure(Raw::configuration());
-                    raw.queues.push(crate::raw::Queue::new(1, 16, place, place + 4096));
+                    raw.function.reset().unwrap();
+                    begin(&mut raw, chaos);
                 }
                 Nonsense::Cut => {
                     raw.controller.power_cut();
@@ -101,9 +105,7 @@ proptest! {
                     let controller = raw.controller.clone();
                     drop(raw);
                     raw = Raw::open_again(controller);
-                    raw.prepare(16);
-                    raw.configure(Raw::configuration());
-                    raw.queues.push(crate::raw::Queue::new(1, 16, place, place + 4096));
+                    begin(&mut raw, chaos);
                 }
             }
         }
