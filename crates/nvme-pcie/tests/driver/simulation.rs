@@ -241,7 +241,7 @@ impl World {
                         assert!(model.iter().any(|known| *known != Some(out.byte)));
                     }
                     (Kind::Write | Kind::WriteZeroes { .. } | Kind::Deallocate, Err(_)) => {
-                        model.fill(None)
+                        model.fill(None);
                     }
                     (Kind::Read | Kind::Compare | Kind::Verify | Kind::Flush, _) => {}
                 }
