@@ -23,6 +23,7 @@ mod registers;
 mod scan;
 mod seat;
 mod session;
+pub mod software;
 mod tasks;
 pub mod vfio;
 

@@ -323,20 +323,17 @@ impl Life {
             if let Err(end) = session::disable(function, &self.time).await {
                 return end;
             }
-            let begun = self.time.now();
             let end =
                 match Session::begin(&self.shared, &self.options, function, vectors, &self.time) {
                     Ok(mut session) => {
                         let end = session.run(&self.attached).await;
+                        if session.lasted() >= LASTING {
+                            (resets, *patience) = (0, SOON);
+                        }
                         session.finish(end).await
                     }
                     Err(end) => end,
                 };
-            let lasted =
-                self.attached.borrow().is_none() && self.time.now().since(begun) >= LASTING;
-            if lasted {
-                (resets, *patience) = (0, SOON);
-            }
             match &end {
                 End::Renewed => {
                     self.shared.counts.resets.fetch_add(1, Ordering::Relaxed);

@@ -81,11 +81,14 @@ impl Controller {
     pub(crate) async fn find(admin: &Admin, version: Version) -> Result<Controller, AdminError> {
         let identify_controller: Box<IdentifyController> =
             identify(admin, Cns::Controller, 0).await?;
-        // Optional, and unknown to controllers before 2.0: then there are no limits but those of old.
-        let limits = identify(admin, Cns::CommandSetController, 0).await;
-        let limits = match limits {
-            Err(AdminError::Status(_)) => Box::default(),
-            limits => limits?,
+        // Unknown before 2.0: then there are no limits but those of old.
+        let limits = if version < Version::V2_0 {
+            Box::default()
+        } else {
+            match identify(admin, Cns::CommandSetController, 0).await {
+                Err(AdminError::Status(_)) => Box::default(),
+                limits => limits?,
+            }
         };
         let sgls = SglSupport::from_bits_truncate(identify_controller.sgls.get());
         let sgls = if sgls.contains(SglSupport::SUPPORTED) {

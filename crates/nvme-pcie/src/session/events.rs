@@ -39,16 +39,22 @@ impl Session<'_> {
         }
     }
 
-    pub(super) async fn want_events(&self) {
-        let can = self.shared.identify().map_or(0, |identify| identify.oaes.get());
-        let can = AsynchronousEvents::from_bits_truncate(can);
+    /// Says which events are wanted.
+    pub(super) async fn want_events(
+        &self,
+        controller: &scan::Controller,
+    ) -> Result<(), AdminError> {
+        let can = AsynchronousEvents::from_bits_truncate(controller.identify.oaes.get());
         let wanted = AsynchronousEvents::NAMESPACE | AsynchronousEvents::FIRMWARE;
-        let set =
-            SetFeatures::new(Feature::AsynchronousEvents, (HEALTH_EVENTS | can & wanted).bits());
-        if let Err(AdminError::Status(status)) =
-            self.admin.command(Command::SetFeatures(set).to_sqe(0), Data::None).await
-        {
-            tracing::debug!("{}: does not take the choice of events: {status}", self.shared.name());
+        let choice = HEALTH_EVENTS | can & wanted;
+        let set = SetFeatures::new(Feature::AsynchronousEvents, choice.bits());
+        match self.admin.command(Command::SetFeatures(set).to_sqe(0), Data::None).await {
+            Err(AdminError::Status(status)) => {
+                let name = self.shared.name();
+                tracing::debug!("{name}: does not take the choice of events: {status}");
+                Ok(())
+            }
+            done => done.map(drop),
         }
     }
 

@@ -20,6 +20,7 @@ use nvme::register::{
     AdminQueueAttributes, Capabilities, Configuration, ControllerStatus, ShutdownNotification,
     ShutdownStatus, Version, offset,
 };
+use reactor::Instant;
 
 use crate::admin::{Admin, AdminError};
 use crate::controller::{AttachError, Options, Shared};
@@ -85,6 +86,8 @@ pub(crate) struct Session<'a> {
     /// Set by whoever finds that it has to end.
     end: RefCell<Option<End>>,
     aborting: Cell<u8>,
+    /// When the reactors were given it.
+    served: Cell<Option<Instant>>,
     admin: Admin,
     /// Its I/O queues' memory, and where it is.
     pages: RefCell<Vec<u64>>,
@@ -228,6 +231,7 @@ impl<'a> Session<'a> {
             capabilities,
             end: RefCell::default(),
             aborting: Cell::new(0),
+            served: Cell::new(None),
             admin,
             pages: RefCell::default(),
         })
@@ -242,6 +246,7 @@ impl<'a> Session<'a> {
         match self.prepare().await {
             Ok((identity, seats)) => {
                 self.shared.in_service(identity);
+                self.served.set(Some(self.time.now()));
                 self.shared.link.publish(State::Running(Seats::new(seats)));
                 if let Some(attached) = attached.take() {
                     // Whoever asked may have given up.
@@ -263,6 +268,8 @@ impl<'a> Session<'a> {
         }
         let shadow = self.shadow_doorbells(&controller).await?;
         let seats = self.seats(shadow.as_ref()).await?;
+        // Before the namespaces are looked for, so that no change of them is missed.
+        self.admin_step("choosing events", self.want_events(&controller)).await?;
         self.scan(&controller).await?;
         Ok((controller, seats))
     }
@@ -290,6 +297,11 @@ impl<'a> Session<'a> {
         self.function.map(Mapping::pages(&pages))?;
         self.pages.borrow_mut().push(iova);
         Ok(pages)
+    }
+
+    /// How long the reactors have had it.
+    pub(crate) fn lasted(&self) -> Duration {
+        self.served.get().map_or(Duration::ZERO, |since| self.time.now().since(since))
     }
 
     /// Finds the namespaces.

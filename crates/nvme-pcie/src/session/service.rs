@@ -23,7 +23,6 @@ impl Session<'_> {
             .identify()
             .map_or(1, |identify| identify.aerl.saturating_add(1).min(EVENT_REQUESTS));
         tasks.spawn(self.keep_health());
-        tasks.spawn(self.want_events());
         for _ in 0..requests {
             tasks.spawn(self.hear_events());
         }

@@ -1,0 +1,12 @@
+//! The driver on the software controller: all of it, stepped.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod faults;
+mod operations;
+mod rig;
