@@ -265,7 +265,8 @@ impl Lane {
 
     /// Takes in what the device has finished, and sends what waited for it. Whether there was anything.
     pub(crate) fn poll(&mut self, now: Instant) -> bool {
-        if self.link.epoch() != self.epoch {
+        let news = self.link.epoch() != self.epoch;
+        if news {
             self.take_in();
         }
         let mut worked = 0;
@@ -278,7 +279,7 @@ impl Lane {
             worked += 1;
             self.completed(completion, now);
         }
-        if worked > 0 || !self.again.is_empty() {
+        if news || worked > 0 || !self.again.is_empty() {
             self.issue(now);
         }
         if self.watch_at != Instant::ZERO && self.watch_at <= now {

@@ -123,7 +123,8 @@ impl Session<'_> {
 
     fn take_request<'t>(&'t self, request: Request, tasks: &Tasks<'t>) {
         match request {
-            Request::Detach => self.end(End::Detached),
+            // Whatever else ends it: nobody will ask again.
+            Request::Detach => drop(self.end.replace(Some(End::Detached))),
             Request::Reset(done) => {
                 self.shared.await_reset(done);
                 self.end(End::Renewed);

@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+mod choices;
 mod faults;
 mod operations;
 mod rig;
