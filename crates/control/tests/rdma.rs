@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use control::controllers::Slots;
 use control::jsonrpc::{Methods as _, RpcError};
 use control::logs::{Level, Log, Logs};
 use control::methods::{self, Methods};
@@ -77,7 +78,8 @@ impl World {
         });
         let settings = Settings { rdma, ..Settings::default() };
         let logs = Logs::new(Box::new(Silence), Level::Info);
-        let plane = Plane::new(node.unwrap(), Store::none(), settings, libraries, logs);
+        let plane =
+            Plane::new(node.unwrap(), Store::none(), settings, libraries, Slots::default(), logs);
         let stepper = Stepper::start(&fabric);
         Self { plane, fabric, installed, _stepper: stepper }
     }
