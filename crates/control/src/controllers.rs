@@ -8,15 +8,19 @@
 //! A controller that is lost while it serves stays attached: its driver looks for it, and its devices are the same when it is back
 //! ([`nvme_pcie`]).
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use block::BlockDevice;
 use nvme_pcie::function::Slot;
-use nvme_pcie::vfio::VfioSlot;
-use nvme_pcie::{AttachError, Options};
+use nvme_pcie::vfio::{SerialSlot, VfioSlot};
+use nvme_pcie::{AttachError, Loss, NamespaceDevice, OnTimeout, Options};
 
-use crate::objects::{Controller, Device, DeviceKind, Place, RateLimits};
+use crate::objects::{
+    Controller, Device, DeviceKind, LossTimeouts, NvmeOptions, Place, RateLimits, TimeoutAction,
+};
 use crate::plane::Plane;
 use crate::state::{Opened, State};
 
@@ -78,13 +82,85 @@ impl DeviceKind {
     }
 }
 
-impl Place {
-    /// Where the driver finds it.
-    fn slot(&self) -> Arc<dyn Slot> {
-        match self {
-            Self::Pci(address) => Arc::new(VfioSlot::new(address)),
-            Self::Serial(serial) => Arc::new(nvme_pcie::vfio::SerialSlot::new(serial)),
+type FindSlot = dyn Fn(&Place) -> Arc<dyn Slot> + Send + Sync;
+
+/// Where the driver finds controllers.
+pub struct Slots(Box<FindSlot>);
+
+impl Slots {
+    /// Those that `find` finds.
+    pub fn new(find: impl Fn(&Place) -> Arc<dyn Slot> + Send + Sync + 'static) -> Self {
+        Self(Box::new(find))
+    }
+}
+
+impl Default for Slots {
+    /// Those of the machine, by VFIO.
+    fn default() -> Self {
+        Self::new(|place| match place {
+            Place::Pci(address) => Arc::new(VfioSlot::new(address)),
+            Place::Serial(serial) => Arc::new(SerialSlot::new(serial)),
+        })
+    }
+}
+
+impl fmt::Debug for Slots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slots").finish_non_exhaustive()
+    }
+}
+
+impl From<LossTimeouts> for Loss {
+    fn from(timeouts: LossTimeouts) -> Self {
+        let LossTimeouts { ctrlr_loss_timeout_sec, reconnect_delay_sec, fast_io_fail_timeout_sec } =
+            timeouts;
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        if ctrlr_loss_timeout_sec == 0 {
+            return Self::default();
         }
+        Self {
+            interval: Some(seconds(reconnect_delay_sec)),
+            look: u32::try_from(ctrlr_loss_timeout_sec).ok().map(seconds),
+            hold: (fast_io_fail_timeout_sec != 0).then(|| seconds(fast_io_fail_timeout_sec)),
+        }
+    }
+}
+
+impl NvmeOptions {
+    /// As the driver takes them, for this controller.
+    fn driver(&self, controller: &Controller) -> Options {
+        let own = Options::default();
+        let micros = |micros: u64| (micros > 0).then(|| Duration::from_micros(micros));
+        let (io, admin) = (micros(self.timeout_us), micros(self.timeout_admin_us));
+        let retries = match u32::try_from(self.bdev_retry_count) {
+            Ok(count) => count.max(self.transport_retry_count),
+            Err(_) => u32::MAX,
+        };
+        let depth = u16::try_from(self.io_queue_requests).unwrap_or(u16::MAX);
+        let queues = controller.io_queues.map(|queues| u16::try_from(queues).unwrap_or(u16::MAX));
+        Options {
+            queue_depth: if depth == 0 { own.queue_depth } else { depth },
+            timeout: io.unwrap_or(own.timeout),
+            on_timeout: match (io, self.action_on_timeout) {
+                (None, _) => own.on_timeout,
+                (_, TimeoutAction::None) => OnTimeout::Nothing,
+                (_, TimeoutAction::Reset) => OnTimeout::Reset,
+                (_, TimeoutAction::Abort) => OnTimeout::Abort,
+            },
+            admin_timeout: admin.or(io).unwrap_or(own.admin_timeout),
+            retries: u8::try_from(retries).unwrap_or(u8::MAX),
+            io_queues: queues.unwrap_or(own.io_queues),
+            loss: controller.loss.into(),
+            ..own
+        }
+    }
+}
+
+impl Opened {
+    /// The namespace of a controller that it is, if it is there.
+    pub(crate) fn namespace(&self) -> Option<&NamespaceDevice> {
+        let device: &dyn Any = self.device.as_ref().ok()?.as_ref();
+        device.downcast_ref()
     }
 }
 
@@ -207,9 +283,14 @@ fn name_number(name: &str) -> &str {
 
 impl Plane {
     /// Attaches a controller that is about to be configured. Blocks.
-    fn attach_now(&self, object: Controller) -> Result<Attached, AttachError> {
-        let slot = object.place.slot();
-        let controller = self.node().attach(&object.name, slot, &Options::default())?;
+    fn attach_now(
+        &self,
+        object: Controller,
+        options: &NvmeOptions,
+    ) -> Result<Attached, AttachError> {
+        let slot = (self.slots.0)(&object.place);
+        let options = options.driver(&object);
+        let controller = self.node().attach(&object.name, slot, &options)?;
         Ok(Attached { object, controller: Ok(Arc::new(controller)) })
     }
 
@@ -217,9 +298,13 @@ impl Plane {
     ///
     /// # Errors
     /// Why it cannot be had, or used.
-    pub async fn attach(self: &Arc<Self>, object: Controller) -> Result<Attached, AttachError> {
+    pub async fn attach(
+        self: &Arc<Self>,
+        object: Controller,
+        options: NvmeOptions,
+    ) -> Result<Attached, AttachError> {
         let (plane, name) = (Arc::clone(self), object.name.clone());
-        let task = tokio::task::spawn_blocking(move || plane.attach_now(object));
+        let task = tokio::task::spawn_blocking(move || plane.attach_now(object, &options));
         let problem = "attaching it was interrupted".to_owned();
         task.await.unwrap_or(Err(AttachError { controller: name, problem }))
     }
@@ -232,9 +317,11 @@ impl Plane {
         lenient: bool,
     ) -> Result<(), AttachError> {
         let wanted: Vec<_> = state.unattached().map(|it| it.object.clone()).collect();
+        let options = state.nvme_options;
         let found: Vec<_> = std::thread::scope(|scope| {
-            let attach =
-                |object: Controller| scope.spawn(move || (object.clone(), self.attach_now(object)));
+            let attach = |object: Controller| {
+                scope.spawn(move || (object.clone(), self.attach_now(object, &options)))
+            };
             let threads: Vec<_> = wanted.into_iter().map(attach).collect();
             threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
         });

@@ -2,19 +2,25 @@
 //! for, nothing that the running node found out. The store keeps them as JSON, so a field that is added gets a
 //! default.
 
+mod nvme;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use nvme::Nqn;
-use nvme::address::{TransportAddress, TransportType};
+use ::nvme::Nqn;
+use ::nvme::address::{TransportAddress, TransportType};
 use serde::{Deserialize, Serialize};
 use target::rate_limit::{Limit, Rates};
 use uuid::Uuid;
 
+pub use self::nvme::{Controller, LossTimeouts, NvmeOptions, Place, TimeoutAction};
+
 /// All objects there are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Objects {
+    /// How NVMe controllers are driven.
+    pub nvme_options: NvmeOptions,
     /// NVMe controllers by name.
     pub controllers: BTreeMap<String, Controller>,
     /// Devices by name.
@@ -25,25 +31,6 @@ pub struct Objects {
     pub subsystems: BTreeMap<Nqn, Subsystem>,
     /// Referrals by where they lead.
     pub referrals: BTreeMap<(Address, Nqn), Referral>,
-}
-
-/// An NVMe controller whose namespaces are devices here (`bdev_nvme_attach_controller`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Controller {
-    /// Its name; that of namespace 1 as a device is `NAMEn1`.
-    pub name: String,
-    /// Where it is.
-    pub place: Place,
-}
-
-/// Where a controller is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Place {
-    /// The local PCI function of this address, with its domain: `0000:03:00.0`.
-    Pci(String),
-    /// The local controller of this serial number, wherever it is.
-    Serial(String),
 }
 
 /// A block device.

@@ -19,7 +19,7 @@ use tokio::sync::Mutex;
 use verbs::{Library, OpenError};
 
 use crate::context_switches::ContextSwitches;
-use crate::controllers;
+use crate::controllers::{self, Slots};
 use crate::layers;
 use crate::logs::Logs;
 use crate::notifications::{Kind, Notifications};
@@ -93,6 +93,7 @@ pub struct Plane {
     store: Store,
     settings: Settings,
     pub(crate) libraries: Libraries,
+    pub(crate) slots: Slots,
     logs: Logs,
     notifications: Notifications,
     context_switches: ContextSwitches,
@@ -112,6 +113,7 @@ impl Plane {
         store: Store,
         settings: Settings,
         libraries: Libraries,
+        slots: Slots,
         logs: Logs,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -119,6 +121,7 @@ impl Plane {
             store,
             settings,
             libraries,
+            slots,
             logs,
             notifications: Notifications::default(),
             context_switches: ContextSwitches::default(),

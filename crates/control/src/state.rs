@@ -16,11 +16,12 @@ use target::configuration::{
     ListenerId, NamespaceOptions, NamespaceState, Reach, SubsystemOptions,
 };
 use target::rate_limit::{RateLimits, Rates};
+use uuid::Uuid;
 
 use crate::controllers::Attached;
 use crate::objects::{
-    Address, AnaState, AnaStates, Controller, Device, DeviceKind, Namespace, Objects, Referral,
-    Subsystem, Transport, Trtype,
+    Address, AnaState, AnaStates, Controller, Device, DeviceKind, Namespace, NvmeOptions, Objects,
+    Referral, Subsystem, Transport, Trtype,
 };
 use crate::statistics::DeviceStatistics;
 use crate::store::Change;
@@ -52,6 +53,15 @@ impl Opened {
         Self { object, device: Err(waiting), statistics: Arc::default(), limits: Arc::default() }
     }
 
+    /// The UUID by which clients know it: its own, or that of the namespace of a controller which it is.
+    pub fn uuid(&self) -> Option<Uuid> {
+        self.object.uuid.or_else(|| {
+            self.object.kind.controller()?;
+            let identity = self.device.as_ref().ok()?.identity();
+            identity.uuid.or_else(|| identity.nguid.map(Uuid::from_bytes))
+        })
+    }
+
     /// Whether a namespace over it is the same as over the other: limits are changed without it.
     fn serves_as(&self, other: &Self) -> bool {
         let both_wait = self.device.is_err() && other.device.is_err();
@@ -74,6 +84,8 @@ impl fmt::Debug for Opened {
 /// A snapshot.
 #[derive(Debug, Clone, Default)]
 pub struct State {
+    /// How NVMe controllers are driven.
+    pub nvme_options: NvmeOptions,
     /// NVMe controllers by name.
     pub controllers: BTreeMap<String, Arc<Attached>>,
     /// Controllers that have been attached for the change that is being made.
@@ -93,6 +105,8 @@ pub struct State {
 }
 
 /// Where an object is kept.
+const NVME_OPTIONS_KEY: &str = "options/nvme";
+
 fn controller_key(name: &str) -> String {
     format!("controller/{name}")
 }
@@ -134,6 +148,7 @@ pub fn read(stored: &[(String, Vec<u8>)]) -> Result<Objects, Damaged> {
     let mut objects = Objects::default();
     for (key, json) in stored {
         match key.split('/').next() {
+            Some("options") if key == NVME_OPTIONS_KEY => objects.nvme_options = read(key, json)?,
             Some("controller") => {
                 let controller: Controller = read(key, json)?;
                 objects.controllers.insert(controller.name.clone(), controller);
@@ -171,6 +186,7 @@ impl From<Objects> for State {
         let subsystems = objects.subsystems.into_iter();
         let referrals = objects.referrals.into_iter();
         let mut state = Self {
+            nvme_options: objects.nvme_options,
             controllers: controllers
                 .map(|(name, controller)| (name, Arc::new(Attached::not_yet(controller))))
                 .collect(),
@@ -212,8 +228,8 @@ impl State {
     /// A device by its name or UUID, as clients name them.
     pub fn device(&self, name: &str) -> Option<&Arc<Opened>> {
         self.devices.get(name).or_else(|| {
-            let uuid = uuid::Uuid::try_parse(name).ok()?;
-            self.devices.values().find(|opened| opened.object.uuid == Some(uuid))
+            let uuid = Uuid::try_parse(name).ok()?;
+            self.devices.values().find(|opened| opened.uuid() == Some(uuid))
         })
     }
 
@@ -225,6 +241,7 @@ impl State {
         let subsystems = self.subsystems.iter();
         let referrals = self.referrals.iter();
         Objects {
+            nvme_options: self.nvme_options,
             controllers: controllers.map(|(name, it)| (name.clone(), it.object.clone())).collect(),
             devices: devices.map(|(name, it)| (name.clone(), it.object.clone())).collect(),
             transports: transports.map(|(trtype, it)| (*trtype, Transport::clone(it))).collect(),
@@ -301,6 +318,12 @@ impl State {
     /// An object that cannot be written as JSON.
     pub fn changes(&self, next: &Self) -> Result<Vec<Change>, serde_json::Error> {
         let mut changes = Vec::new();
+        if self.nvme_options != next.nvme_options {
+            let value = (next.nvme_options != NvmeOptions::default())
+                .then(|| serde_json::to_vec(&next.nvme_options))
+                .transpose()?;
+            changes.push(Change { key: NVME_OPTIONS_KEY.to_owned(), value });
+        }
         let to = &mut changes;
         compare(
             &self.controllers,
@@ -438,7 +461,7 @@ impl State {
                 None => NamespaceState::Waiting,
             },
             uuid: namespace.uuid.or_else(|| opened.and_then(|opened| opened.object.uuid)),
-            nguid: namespace.nguid.map(uuid::Uuid::into_bytes),
+            nguid: namespace.nguid.map(Uuid::into_bytes),
             ana_group: namespace.anagrpid.unwrap_or(nsid),
             visible_to: if namespace.no_auto_visible {
                 hosts(&namespace.hosts)
@@ -535,135 +558,4 @@ fn compare<K: Ord, T, O: Serialize + PartialEq>(
 }
 
 #[cfg(test)]
-mod tests {
-    use target::configuration::changes;
-
-    use super::*;
-    use crate::objects::DeviceKind;
-
-    fn crowd(subsystems: u32, namespaces: u32) -> State {
-        let mut objects = Objects::default();
-        for number in 0..subsystems {
-            let nqn: Nqn = format!("nqn.2026-11.io.tidegate:{number}").parse().unwrap();
-            let mut subsystem = Subsystem {
-                nqn: nqn.clone(),
-                serial: None,
-                model: None,
-                allow_any_host: true,
-                hosts: BTreeSet::new(),
-                max_namespaces: 1024,
-                min_cntlid: 1,
-                max_cntlid: 100,
-                ana_reporting: false,
-                namespaces: BTreeMap::new(),
-                listeners: BTreeMap::new(),
-            };
-            for nsid in 1..=namespaces {
-                let name = format!("{number}-{nsid}");
-                let kind = DeviceKind::Null { size: 4096, block_size: 512 };
-                let limits = crate::objects::RateLimits::default();
-                let device = Device { name: name.clone(), uuid: None, kind, limits };
-                objects.devices.insert(name.clone(), device);
-                let namespace = Namespace::over(name);
-                subsystem.namespaces.insert(nsid, namespace);
-            }
-            objects.subsystems.insert(nqn, subsystem);
-        }
-        State::from(objects)
-    }
-
-    /// Every step is made from the one before and touches no more than it may; the last one is returned.
-    fn check(steps: &[Arc<Configuration>], from: &Arc<Configuration>) -> Arc<Configuration> {
-        let mut before = Arc::clone(from);
-        for step in steps {
-            let mut touched = 0;
-            for change in changes(&before, step) {
-                touched += 1;
-                if let target::configuration::Change::Replaced { before, after } = change {
-                    touched += target::configuration::changed_namespaces(before, after).count();
-                }
-            }
-            assert!(touched <= 2 * STEP, "{touched}");
-            before = Arc::clone(step);
-        }
-        before
-    }
-
-    #[test]
-    fn a_large_change_comes_in_small_steps_and_all_of_it_comes() {
-        let (empty, nothing) = (Configuration::empty(), State::default());
-        for (subsystems, namespaces) in [(1, 0), (1, 16), (1, 1024), (100, 3), (1000, 1)] {
-            let state = crowd(subsystems, namespaces);
-            let steps = state.steps(&nothing, &empty).unwrap();
-            let objects = (subsystems * (1 + namespaces)) as usize;
-            assert_eq!(steps.len(), objects.div_ceil(STEP));
-            let full = check(&steps, &empty);
-            let count: usize = full.subsystems().iter().map(|it| it.namespaces().len()).sum();
-            assert_eq!(full.subsystems().len() + count, objects);
-            let gone = check(&nothing.steps(&state, &full).unwrap(), &full);
-            assert!(gone.subsystems().is_empty());
-        }
-    }
-
-    #[test]
-    fn what_stands_on_a_limited_device_is_limited_with_it() {
-        let device = |name: &str, base: Option<&str>, r_ios_per_sec, rw_mbytes_per_sec| {
-            let limits = crate::objects::RateLimits {
-                r_ios_per_sec,
-                rw_mbytes_per_sec,
-                ..crate::objects::RateLimits::default()
-            };
-            let kind = match base {
-                Some(base) => DeviceKind::Error { base: base.to_owned() },
-                None => DeviceKind::Null { size: 4096, block_size: 512 },
-            };
-            (name.to_owned(), Device { name: name.to_owned(), uuid: None, kind, limits })
-        };
-        let state = |ground| {
-            let devices = [ground, device("m", Some("g"), 9, 0), device("t", Some("m"), 5, 3)];
-            State::from(Objects { devices: devices.into(), ..Objects::default() })
-        };
-        let mut last = State::default();
-        for (ground, top) in [((0, 0), (5, 3)), ((4, 2), (4, 2)), ((7, 9), (5, 3))] {
-            let mut next = state(device("g", None, ground.0, ground.1));
-            for (name, opened) in &mut next.devices {
-                // As a change leaves them: the same limits, to be set otherwise.
-                if let Some(old) = last.devices.get(name) {
-                    let limits = Arc::clone(&old.limits);
-                    *opened = Arc::new(Opened { limits, ..Opened::clone(opened) });
-                }
-            }
-            next.enforce_limits(&last, 1);
-            let [_, reads, _, bytes, ..] = next.devices["t"].limits.rates();
-            assert_eq!((reads, bytes), (top.0, top.1 << 20));
-            last = next;
-        }
-    }
-
-    #[test]
-    fn what_earlier_versions_stored_is_understood() {
-        let json = r#"{ "nqn": "nqn.2026-11.io.tidegate:old", "serial": null, "model": null, "allow_any_host": true,
-            "max_namespaces": 32, "min_cntlid": 1, "max_cntlid": 9,
-            "namespaces": { "1": { "device": "disk", "uuid": null, "nguid": null } },
-            "listeners": [{ "trtype": "TCP", "traddr": "192.0.2.1", "trsvcid": 4420 }] }"#;
-        let stored = [("subsystem/old".to_owned(), json.as_bytes().to_vec())];
-        let (_, old) = read(&stored).unwrap().subsystems.pop_first().unwrap();
-        assert_eq!(old.listeners.into_values().collect::<Vec<_>>(), [AnaStates::default()]);
-        assert_eq!(old.namespaces[&1], Namespace::over("disk".to_owned()));
-    }
-
-    #[test]
-    fn what_has_not_changed_is_not_touched() {
-        let state = crowd(50, 2);
-        let steps = state.steps(&State::default(), &Configuration::empty()).unwrap();
-        let full = steps.last().unwrap();
-        let mut next = state.clone();
-        let (_, first) = next.subsystems.first_key_value().unwrap();
-        let mut changed = Subsystem::clone(first);
-        changed.allow_any_host = false;
-        next.subsystems.insert(changed.nqn.clone(), Arc::new(changed));
-        let steps = next.steps(&state, full).unwrap();
-        assert_eq!(steps.len(), 1);
-        assert_eq!(changes(full, &steps[0]).count(), 1);
-    }
-}
+mod tests;

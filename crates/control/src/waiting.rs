@@ -26,7 +26,8 @@ async fn try_controllers(plane: &Arc<Plane>) {
     for attached in state.unattached() {
         let name = attached.object.name.clone();
         // An attempt that fails says nothing new.
-        let Ok(found) = plane.attach(attached.object.clone()).await else { continue };
+        let found = plane.attach(attached.object.clone(), state.nvme_options).await;
+        let Ok(found) = found else { continue };
         let put = plane.change(move |state| {
             state.put_attached(found);
             Ok::<_, std::convert::Infallible>(())

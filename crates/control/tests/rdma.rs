@@ -3,15 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(missing_docs)]
 
-use std::future::Future;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use control::jsonrpc::{Methods as _, RpcError};
-use control::logs::{Level, Log, Logs};
-use control::methods::{self, Methods};
+use control::controllers::Slots;
+use control::jsonrpc::RpcError;
+use control::methods;
 use control::pages::NodePages;
 use control::plane::{Libraries, Plane};
 use control::server::Pages;
@@ -19,32 +18,21 @@ use control::state::State;
 use control::store::Store;
 use control::transports::Settings;
 use control::waiting;
-use host::{ConnectOptions, Controller, HostIdentity};
-use memory::Hugepages;
-use node::{Node, NodeConfig};
+use host::{ConnectOptions, Controller};
 use nvme::Nqn;
 use nvme::address::TransportType;
-use reactor::{IdlePolicy, ReactorConfig};
 use serde_json::{Value, json};
-use target::ShardLimits;
 use testkit::fabric::Stepper;
-use tracing::level_filters::LevelFilter;
 use transport_rdma::RdmaConfig;
-use transport_tcp::TcpConfig;
 use verbs::software::DeviceOptions;
 use verbs::{Fabric, OpenError};
 
+mod support;
+
+use support::{PATIENCE, blocking, call, free_port, identity, logs, node, try_call, until, within};
+
 const NQN: &str = "nqn.2026-11.io.tidegate:rdma";
 const TARGET: &str = "192.0.2.1";
-/// Far longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-#[derive(Debug)]
-struct Silence;
-
-impl Log for Silence {
-    fn show(&self, _: LevelFilter, _: &[&'static str]) {}
-}
 
 /// A plane over software devices.
 struct World {
@@ -60,14 +48,6 @@ impl World {
     fn new(installed: bool, rdma: RdmaConfig) -> Self {
         let fabric = Fabric::new(1);
         fabric.add_device(DeviceOptions::new("soft0", TARGET.parse().unwrap()));
-        let reactor = ReactorConfig { idle: IdlePolicy::Interrupt, ..ReactorConfig::default() };
-        let node = Node::start(NodeConfig {
-            reactors: vec![reactor; 2],
-            memory_per_reactor: 32 << 20,
-            hugepages: Hugepages::Never,
-            tcp: TcpConfig::default(),
-            limits: ShardLimits::default(),
-        });
         let installed = Arc::new(AtomicBool::new(installed));
         let (opened, is_installed) = (fabric.clone(), Arc::clone(&installed));
         let libraries = Libraries::new(move || {
@@ -76,18 +56,18 @@ impl World {
             is_installed.load(Ordering::Relaxed).then(|| opened.library()).ok_or(missing)
         });
         let settings = Settings { rdma, ..Settings::default() };
-        let logs = Logs::new(Box::new(Silence), Level::Info);
-        let plane = Plane::new(node.unwrap(), Store::none(), settings, libraries, logs);
+        let plane =
+            Plane::new(node(), Store::none(), settings, libraries, Slots::default(), logs());
         let stepper = Stepper::start(&fabric);
         Self { plane, fabric, installed, _stepper: stepper }
     }
 
     async fn try_call(&self, method: &str, params: Value) -> Result<Value, RpcError> {
-        Methods::new(Arc::clone(&self.plane)).call(method, params).await
+        try_call(&self.plane, method, params).await
     }
 
     async fn call(&self, method: &str, params: Value) -> Value {
-        self.try_call(method, params).await.unwrap_or_else(|error| panic!("{method}: {error:?}"))
+        call(&self.plane, method, params).await
     }
 
     async fn begin(&self, state: State) {
@@ -103,15 +83,11 @@ impl World {
             TransportType::Rdma => TARGET.parse().unwrap(),
             _ => IpAddr::from([127, 0, 0, 1]),
         };
-        let host = HostIdentity::resolve(
-            Some("nqn.2026-11.io.tidegate:host".parse().unwrap()),
-            Some("0d8c5f8e-91c3-4f3e-8f0a-2f1a5a3a9c11".parse().unwrap()),
-        );
         let subsystem: Nqn = subsystem.parse().unwrap();
         ConnectOptions {
             transport,
             rdma: Some(self.fabric.library()),
-            ..ConnectOptions::new(SocketAddr::new(ip, port), subsystem, host.unwrap())
+            ..ConnectOptions::new(SocketAddr::new(ip, port), subsystem, identity())
         }
     }
 
@@ -119,27 +95,6 @@ impl World {
         let options = self.options(transport, port, subsystem);
         tokio::task::spawn_blocking(move || Controller::connect(options)).await.unwrap().unwrap()
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.unwrap()
-}
-
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let wait = async {
-        while !holds().await {
-            tokio::task::yield_now().await;
-        }
-    };
-    within(what, wait).await;
-}
-
-async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("{what}"))
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn listener(trtype: &str, traddr: &str, port: u16) -> Value {

@@ -63,7 +63,7 @@ pub(crate) enum Data<'a> {
 /// What a controller says to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// The completion; its status is success.
+    /// The completion. Within the driver its status is success; to others that ask for a command it may be any.
     pub completion: Cqe,
     /// What the controller sent.
     pub data: Vec<u8>,
@@ -171,6 +171,18 @@ impl Admin {
         sqe: Sqe,
         data: Data<'_>,
     ) -> Result<Answer, AdminError> {
+        let answer = self.answer_within(patience, sqe, data).await?;
+        answer.completion.status().into_result().map_err(AdminError::Status)?;
+        Ok(answer)
+    }
+
+    /// The same; whatever the controller says is an answer.
+    pub(crate) async fn answer_within(
+        &self,
+        patience: Option<Duration>,
+        sqe: Sqe,
+        data: Data<'_>,
+    ) -> Result<Answer, AdminError> {
         let free = || self.inner.borrow().slots.iter().position(|slot| slot.cid.is_none());
         let Some(place) = self.time.wait(patience, free).await else {
             return Err(AdminError::Timeout(self.timeout));
@@ -205,7 +217,6 @@ impl Admin {
             pages.get_bytes(0, &mut bytes);
         }
         drop(waiting);
-        completion.status().into_result().map_err(AdminError::Status)?;
         Ok(Answer { completion, data: bytes })
     }
 

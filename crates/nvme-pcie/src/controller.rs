@@ -11,6 +11,7 @@ use std::time::Duration;
 use memory::Arena;
 use nvme::identify::IdentifyController;
 use nvme::log::Health;
+use nvme::register::Version;
 use nvme::{Sqe, Status};
 
 use crate::admin::{AdminError, Answer};
@@ -38,6 +39,41 @@ pub struct Options {
     pub health_interval: Duration,
     /// Whether to use shadow doorbells where the controller has them.
     pub shadow_doorbells: bool,
+    /// I/O queue pairs at most.
+    pub io_queues: u16,
+    /// What becomes of a command that takes too long.
+    pub on_timeout: OnTimeout,
+    /// What becomes of a controller that is lost.
+    pub loss: Loss,
+}
+
+/// What becomes of an I/O command that takes too long.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnTimeout {
+    /// It is counted and logged, and goes on.
+    Nothing,
+    /// It is aborted; if it takes as long again, the controller is reset.
+    #[default]
+    Abort,
+    /// The controller is reset.
+    Reset,
+}
+
+/// What becomes of a controller that is lost: taken away, or out of service by a failure that no reset mends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loss {
+    /// How often it is looked for; None: at longer and longer intervals.
+    pub interval: Option<Duration>,
+    /// How long it is looked for; None: for ever. Later it is looked for when somebody asks for a reset.
+    pub look: Option<Duration>,
+    /// How long commands wait for it before they fail, at most as long as it is looked for; None: as long as that.
+    pub hold: Option<Duration>,
+}
+
+impl Default for Loss {
+    fn default() -> Loss {
+        Loss { interval: None, look: None, hold: Some(Duration::ZERO) }
+    }
 }
 
 impl Default for Options {
@@ -49,6 +85,9 @@ impl Default for Options {
             retries: 4,
             health_interval: Duration::from_secs(30),
             shadow_doorbells: true,
+            io_queues: u16::MAX,
+            on_timeout: OnTimeout::default(),
+            loss: Loss::default(),
         }
     }
 }
@@ -72,7 +111,7 @@ pub enum Phase {
     Live,
     /// Being reset; what comes waits.
     Resetting,
-    /// Not there, or failed, for this reason; it is looked for. What comes fails.
+    /// Not there, or failed, for this reason; it is looked for. What comes fails, after the time that [`Loss`] gives it.
     Gone(String),
     /// Given back.
     Detached,
@@ -108,11 +147,15 @@ pub(crate) struct Counts {
     strays: AtomicU64,
 }
 
+/// Where it is told what became of a reset: the controller is in service, or why it is not.
+pub type ResetDone = Sender<Result<(), String>>;
+
 /// Something for the controller's thread to do.
 #[derive(Debug)]
 pub(crate) enum Request {
     Detach,
-    Reset,
+    /// Who hears what became of it, if anybody does.
+    Reset(Option<ResetDone>),
     Rescan,
     Admin {
         sqe: Box<Sqe>,
@@ -131,7 +174,11 @@ impl Request {
         match self {
             Request::Detach => Some(true),
             // To look for it now is what can be done.
-            Request::Reset | Request::Rescan => Some(false),
+            Request::Reset(done) => {
+                shared.await_reset(done);
+                Some(false)
+            }
+            Request::Rescan => Some(false),
             Request::Admin { answer, .. } => {
                 let _ = answer.send(Err(AdminError::NotInService));
                 shared.next_request().and_then(|next| next.refuse(shared))
@@ -145,6 +192,8 @@ impl Request {
 struct Known {
     phase: Phase,
     controller: Option<Arc<scan::Controller>>,
+    /// Where it was found last.
+    address: Option<String>,
     namespaces: BTreeMap<u32, Result<Arc<namespace::Shared>, String>>,
     health: Option<Health>,
     errors: Vec<u8>,
@@ -160,6 +209,12 @@ pub(crate) struct Shared {
     pub(crate) link: Arc<Link>,
     known: Mutex<Known>,
     requests: Mutex<VecDeque<Request>>,
+    /// Who waits for the end of the reset that goes on.
+    resets: Mutex<Vec<ResetDone>>,
+    /// How often it came into service.
+    sessions: AtomicU64,
+    /// Differs whenever the namespaces do.
+    changes: AtomicU64,
     pub(crate) counts: Counts,
     /// It has shadow doorbells, and does not take them.
     pub(crate) without_shadow: AtomicBool,
@@ -175,6 +230,7 @@ impl Shared {
         let known = Known {
             phase: Phase::Attaching,
             controller: None,
+            address: None,
             namespaces: BTreeMap::new(),
             health: None,
             errors: Vec::new(),
@@ -186,6 +242,9 @@ impl Shared {
             link: Arc::new(Link::new(reactors)?),
             known: Mutex::new(known),
             requests: Mutex::default(),
+            resets: Mutex::default(),
+            sessions: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
             counts: Counts::default(),
             without_shadow: AtomicBool::new(false),
         })
@@ -212,7 +271,37 @@ impl Shared {
     }
 
     pub(crate) fn set_phase(&self, phase: Phase) {
+        let outcome = match &phase {
+            Phase::Attaching | Phase::Live | Phase::Resetting => None,
+            Phase::Gone(problem) => Some(problem.clone()),
+            Phase::Detached => Some("it has been detached".to_owned()),
+        };
         lock(&self.known).phase = phase;
+        if let Some(problem) = outcome {
+            self.tell_reset(&Err(problem));
+        }
+    }
+
+    pub(crate) fn set_address(&self, address: &str) {
+        lock(&self.known).address = Some(address.to_owned());
+    }
+
+    /// Who hears of the end of the reset that is about to begin.
+    pub(crate) fn await_reset(&self, done: Option<ResetDone>) {
+        lock(&self.resets).extend(done);
+    }
+
+    /// What became of the reset.
+    pub(crate) fn tell_reset(&self, outcome: &Result<(), String>) {
+        for done in std::mem::take(&mut *lock(&self.resets)) {
+            // Whoever asked may have given up.
+            let _ = done.send(outcome.clone());
+        }
+    }
+
+    /// How often it came into service.
+    pub(crate) fn sessions(&self) -> u64 {
+        self.sessions.load(Ordering::Relaxed)
     }
 
     pub(crate) fn admin_strays(&self, strays: u64) {
@@ -224,6 +313,9 @@ impl Shared {
         let mut known = lock(&self.known);
         known.controller = Some(Arc::new(controller));
         known.phase = Phase::Live;
+        drop(known);
+        self.sessions.fetch_add(1, Ordering::Relaxed);
+        self.tell_reset(&Ok(()));
     }
 
     pub(crate) fn healthy(&self, health: &Health) {
@@ -238,14 +330,18 @@ impl Shared {
     pub(crate) fn found(&self, found: Vec<(u32, Result<scan::Namespace, String>)>) {
         let mut known = lock(&self.known);
         let before = std::mem::take(&mut known.namespaces);
+        let mut changed = false;
         for (nsid, found) in found {
             let old = before.get(&nsid).and_then(|old| old.as_ref().ok());
             let now = match (found, old) {
                 (Ok(found), Some(old)) if old.is_same(&found) => {
-                    old.update(found.blocks, found.limits);
+                    changed |= old.update(found.blocks, found.limits);
                     Ok(Arc::clone(old))
                 }
-                (Ok(found), _) => Ok(Arc::new(namespace::Shared::new(nsid, found))),
+                (Ok(found), _) => {
+                    changed = true;
+                    Ok(Arc::new(namespace::Shared::new(nsid, found)))
+                }
                 (Err(problem), _) => {
                     tracing::warn!("{}: namespace {nsid} is left out: {problem}", self.name);
                     Err(problem)
@@ -260,8 +356,11 @@ impl Shared {
             {
                 tracing::warn!("{}: namespace {nsid} is gone", self.name);
                 old.lose();
+                changed = true;
             }
         }
+        drop(known);
+        self.changes.fetch_add(u64::from(changed), Ordering::Release);
     }
 }
 
@@ -274,6 +373,8 @@ pub struct Identification {
     pub serial: String,
     /// Firmware revision.
     pub firmware: String,
+    /// The version of the specification that it follows.
+    pub version: Version,
     /// The whole of Identify Controller.
     pub identify: Box<IdentifyController>,
 }
@@ -344,10 +445,21 @@ impl Controller {
 
     /// What it is, as it said when it was last in service.
     pub fn identification(&self) -> Option<Identification> {
-        let identify = self.shared.identify()?;
+        let controller = self.shared.controller()?;
+        let identify = controller.identify.clone();
         let [model, serial, firmware] =
             [&identify.mn[..], &identify.sn, &identify.fr].map(scan::text);
-        Some(Identification { model, serial, firmware, identify })
+        Some(Identification { model, serial, firmware, version: controller.version, identify })
+    }
+
+    /// Where it was found last: the address of its PCI function.
+    pub fn address(&self) -> Option<String> {
+        lock(&self.shared.known).address.clone()
+    }
+
+    /// A number that is another one whenever namespaces have come, gone or changed.
+    pub fn changes(&self) -> u64 {
+        self.shared.changes.load(Ordering::Acquire)
     }
 
     /// Its SMART log, as last read.
@@ -416,9 +528,14 @@ impl Controller {
         self.shared.link.ring();
     }
 
-    /// Has it reset soon; what is in it waits meanwhile.
+    /// Has it reset soon; what is in it waits meanwhile. If it is gone, it is looked for now.
     pub fn reset(&self) {
-        self.ask(Request::Reset);
+        self.ask(Request::Reset(None));
+    }
+
+    /// The same; what became of it comes where it is to be sent.
+    pub fn reset_and_tell(&self, done: ResetDone) {
+        self.ask(Request::Reset(Some(done)));
     }
 
     /// Has its namespaces looked for again soon.

@@ -459,9 +459,21 @@ impl Lane {
         for (_, member) in &mut self.members {
             member.limits = member.namespace.limits();
         }
+        for _ in 0..self.waiting.len() {
+            let Some(index) = self.waiting.pop_front() else { break };
+            if self.is_lost(index) {
+                self.give_up_rest(index);
+            } else {
+                self.waiting.push_back(index);
+            }
+        }
         let most = self.settings.retries;
         for _ in 0..self.again.len() {
             let Some(mut again) = self.again.pop_front() else { break };
+            if self.is_lost(again.op) {
+                self.ended(again.op, Err(ErrorKind::Removed));
+                continue;
+            }
             let Some(op) = self.ops.get_mut(again.op) else { continue };
             if op.retries >= most {
                 let interrupted = kind_of(Status::COMMAND_INTERRUPTED);
@@ -479,6 +491,23 @@ impl Lane {
             if first && let Some(op) = self.ops.get_mut(again.op) {
                 op.retries += 1;
             }
+        }
+    }
+
+    /// Whether an operation's namespace is gone. Another one may be in its place.
+    fn is_lost(&self, op: usize) -> bool {
+        let member = self.ops.get(op).and_then(|op| self.members.get(op.member));
+        member.is_some_and(|member| member.namespace.is_gone())
+    }
+
+    /// What has not been sent of an operation will not be.
+    fn give_up_rest(&mut self, index: usize) {
+        let Some(op) = self.ops.get_mut(index) else { return };
+        op.complete = true;
+        op.result = op.result.and(Err(ErrorKind::Removed));
+        if op.out == 0 {
+            let op = self.ops.remove(index);
+            self.say(op.member, op.token, op.result);
         }
     }
 

@@ -28,7 +28,10 @@ mod tasks;
 pub mod vfio;
 
 pub use admin::{AdminError, Answer};
-pub use controller::{AttachError, Controller, Found, Identification, Incidents, Options, Phase};
+pub use controller::{
+    AttachError, Controller, Found, Identification, Incidents, Loss, OnTimeout, Options, Phase,
+    ResetDone,
+};
 pub use counters::CounterValues;
 pub use life::Machine;
 pub use namespace::NamespaceDevice;

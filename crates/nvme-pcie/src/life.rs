@@ -20,7 +20,7 @@ use reactor::{Clock, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::time::Timespec;
 
-use crate::controller::{AttachError, Options, Phase, Shared};
+use crate::controller::{AttachError, Loss, Options, Phase, Shared};
 use crate::function::{Function, Mapping, Slot};
 use crate::link::State;
 use crate::session::{self, End, Session};
@@ -130,6 +130,23 @@ fn drain(eventfd: BorrowedFd<'_>) {
 /// An open function, and what its interrupts signal.
 type Opened = (Arc<dyn Function>, Vec<Arc<OwnedFd>>);
 
+/// A controller that is not there.
+#[derive(Debug)]
+struct Absence {
+    since: Instant,
+    /// Until the next attempt, unless that is settled otherwise.
+    delay: Duration,
+    /// What the reactors have has failed, and what comes does.
+    failing: bool,
+    given_up: bool,
+}
+
+impl Default for Absence {
+    fn default() -> Absence {
+        Absence { since: Instant::ZERO, delay: SOON, failing: false, given_up: false }
+    }
+}
+
 struct Life {
     shared: Arc<Shared>,
     slot: Arc<dyn Slot>,
@@ -143,11 +160,12 @@ struct Life {
 
 impl Life {
     async fn live(self) {
-        let mut patience = SOON;
+        let mut absence = Absence::default();
         loop {
             match self.open() {
                 Ok((function, vectors)) => {
-                    let end = self.serve(&function, &vectors, &mut patience).await;
+                    let sessions = self.shared.sessions();
+                    let end = self.serve(&function, &vectors, &mut absence.delay).await;
                     *self.watched.borrow_mut() = Watched::default();
                     // The last that has it: the reactors have left it.
                     debug_assert_eq!(
@@ -156,10 +174,16 @@ impl Life {
                         "somebody still has the function"
                     );
                     drop(function);
-                    // What the reactors have had in it is let go of when nothing reaches it any more.
-                    let is_over = self.is_over(&end);
-                    self.publish_gone().await;
-                    if is_over {
+                    let over = self.is_over(&end);
+                    if self.shared.sessions() != sessions {
+                        let delay = absence.delay;
+                        absence = Absence { since: self.time.now(), delay, ..Absence::default() };
+                    }
+                    if over || absence.failing {
+                        // What the reactors have had in it is let go of when nothing reaches it any more.
+                        self.publish_gone().await;
+                    }
+                    if over {
                         return;
                     }
                 }
@@ -169,7 +193,7 @@ impl Life {
                     }
                 }
             }
-            if self.rest(&mut patience).await {
+            if self.rest(&mut absence).await {
                 return;
             }
         }
@@ -185,6 +209,7 @@ impl Life {
             }
             End::Removed => "the device is not there any more".to_owned(),
             End::Failed(problem) | End::Reset(problem) => problem.clone(),
+            End::Renewed => "it was to be reset before it was in service".to_owned(),
         };
         if let Some(attached) = self.attached.take() {
             let _ = attached.send(Err(AttachError { controller: name.to_owned(), problem }));
@@ -203,30 +228,65 @@ impl Life {
 
     /// It could not be opened; whether to try again.
     fn look_again(&self, problem: &str) -> bool {
-        let Some(attached) = self.attached.take() else { return true };
+        let Some(attached) = self.attached.take() else {
+            self.shared.tell_reset(&Err(problem.to_owned()));
+            return true;
+        };
         let controller = self.shared.name().to_owned();
         let _ = attached.send(Err(AttachError { controller, problem: problem.to_owned() }));
         self.shared.set_phase(Phase::Detached);
         false
     }
 
-    /// Waits before the next attempt; whether it was told to end instead.
-    async fn rest(&self, patience: &mut Duration) -> bool {
-        let told = self.time.wait(Some(*patience), || {
-            let request = self.shared.next_request()?;
-            request.refuse(&self.shared)
-        });
-        let told = told.await;
-        *patience = (*patience * 2).min(LATE);
-        if told == Some(true) {
-            self.shared.set_phase(Phase::Detached);
+    /// Waits before the next attempt, and has the reactors answer what they have once it has been gone for too long. Whether it was told to end
+    /// instead.
+    async fn rest(&self, absence: &mut Absence) -> bool {
+        let Loss { interval, look, hold } = self.options.loss;
+        let after = |limit: Duration| absence.since + limit;
+        let (fail_at, look_until) = (hold.or(look).map(after), look.map(after));
+        let next = self.time.now() + interval.unwrap_or(absence.delay);
+        absence.delay = (absence.delay * 2).min(LATE);
+        loop {
+            let now = self.time.now();
+            if !absence.failing && fail_at.is_some_and(|at| at <= now) {
+                absence.failing = true;
+                self.publish_gone().await;
+                continue;
+            }
+            let given_up = look_until.is_some_and(|until| until <= now);
+            if given_up && !absence.given_up {
+                absence.given_up = true;
+                tracing::error!("{}: not looked for any more", self.shared.name());
+            }
+            if !given_up && next <= now {
+                return false;
+            }
+            let next = (!given_up).then_some(next);
+            let fail_at = fail_at.filter(|_| !absence.failing);
+            let until = next.into_iter().chain(fail_at).chain(look_until.filter(|_| !given_up));
+            let patience = until.min().map(|until| until.since(now));
+            let told = self.time.wait(patience, || {
+                let request = self.shared.next_request()?;
+                request.refuse(&self.shared)
+            });
+            match told.await {
+                Some(true) => {
+                    if !absence.failing {
+                        self.publish_gone().await;
+                    }
+                    self.shared.set_phase(Phase::Detached);
+                    return true;
+                }
+                Some(false) => return false,
+                None => {}
+            }
         }
-        told == Some(true)
     }
 
     /// Opens the function, and has the device reach the arena.
     fn open(&self) -> Result<Opened, String> {
         let function = self.slot.open().map_err(|error| error.to_string())?;
+        self.shared.set_address(function.address());
         for slab in self.arena.slabs() {
             let mapped = function.map(Mapping::slab(&self.arena, &slab));
             mapped.map_err(|error| format!("it cannot be given the memory for data: {error}"))?;
@@ -275,6 +335,11 @@ impl Life {
                     Err(end) => end,
                 };
             match &end {
+                End::Renewed => {
+                    self.shared.counts.resets.fetch_add(1, Ordering::Relaxed);
+                    self.shared.set_phase(Phase::Resetting);
+                    tracing::info!("{}: resetting it: somebody asked for it", self.shared.name());
+                }
                 End::Reset(reason) if resets < RESETS => {
                     resets += 1;
                     self.shared.counts.resets.fetch_add(1, Ordering::Relaxed);

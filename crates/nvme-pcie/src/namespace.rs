@@ -32,11 +32,12 @@ pub(crate) struct Shared {
     limits: Mutex<Limits>,
     properties: Properties,
     identity: Identity,
+    shareable: bool,
 }
 
 impl Shared {
     pub(crate) fn new(nsid: u32, found: scan::Namespace) -> Shared {
-        let scan::Namespace { blocks, limits, properties, identity } = found;
+        let scan::Namespace { blocks, limits, properties, identity, shareable } = found;
         Shared {
             nsid,
             block_size: 1 << limits.shift,
@@ -46,6 +47,7 @@ impl Shared {
             limits: Mutex::new(limits),
             properties,
             identity,
+            shareable,
         }
     }
 
@@ -80,13 +82,15 @@ impl Shared {
         }
     }
 
-    /// It has been found again, with these limits, perhaps of another size.
-    pub(crate) fn update(&self, blocks: u64, limits: Limits) {
+    /// It has been found again, with these limits; whether it is of another size.
+    pub(crate) fn update(&self, blocks: u64, limits: Limits) -> bool {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
-        if self.blocks.swap(blocks, Ordering::AcqRel) != blocks {
+        let resized = self.blocks.swap(blocks, Ordering::AcqRel) != blocks;
+        if resized {
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
         self.gone.store(false, Ordering::Release);
+        resized
     }
 
     /// It is not there any more.
@@ -133,6 +137,16 @@ impl NamespaceDevice {
     /// Its number.
     pub fn nsid(&self) -> u32 {
         self.shared.nsid()
+    }
+
+    /// Whether the namespace is there no more, or is another one now.
+    pub fn is_gone(&self) -> bool {
+        self.shared.is_gone()
+    }
+
+    /// Whether other controllers may have it too (NMIC).
+    pub fn is_shareable(&self) -> bool {
+        self.shared.shareable
     }
 }
 

@@ -6,7 +6,8 @@ use block::{Deallocation, Identity, Properties};
 use nvme::admin::{Command, GetLogPage, IDENTIFY_LENGTH, Identify};
 use nvme::identify::{
     Cns, DeallocatedRead, Descriptor, Descriptors, IdentifyController, IdentifyNamespace,
-    NamespaceFeatures, NamespaceList, NvmController, OptionalCommands, SglSupport,
+    NamespaceFeatures, NamespaceList, NamespaceSharing, NvmController, OptionalCommands,
+    SglSupport,
 };
 use nvme::log::{Health, LogPage};
 use nvme::register::Version;
@@ -26,7 +27,7 @@ const PAGE: u64 = 4096;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Controller {
     pub(crate) identify: Box<IdentifyController>,
-    version: Version,
+    pub(crate) version: Version,
     commands: OptionalCommands,
     limits: Box<NvmController>,
     sgls: Sgls,
@@ -39,6 +40,8 @@ pub(crate) struct Namespace {
     pub(crate) limits: Limits,
     pub(crate) properties: Properties,
     pub(crate) identity: Identity,
+    /// Whether other controllers may have it too.
+    pub(crate) shareable: bool,
 }
 
 /// A text field: without the spaces that pad it.
@@ -210,7 +213,9 @@ impl Controller {
             optimal_blocks: preferred(found.npwg),
             description: format!("nvme: {model}, serial {serial}, driven from user space"),
         };
-        Ok(Namespace { blocks: found.nsze.get(), limits, properties, identity })
+        let shareable =
+            NamespaceSharing::from_bits_truncate(found.nmic).contains(NamespaceSharing::SHARED);
+        Ok(Namespace { blocks: found.nsze.get(), limits, properties, identity, shareable })
     }
 
     fn limits(&self, found: &IdentifyNamespace, shift: u32) -> Limits {

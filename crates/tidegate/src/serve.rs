@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{ArgGroup, Args};
+use control::controllers::Slots;
 use control::logs::Logs;
 use control::objects::Objects;
 use control::plane::{Libraries, Plane};
@@ -185,7 +186,8 @@ fn start(
     }
     let node = Node::start(assemble::node(config, &cores))?;
     let libraries = Libraries::new(Library::open);
-    let plane = Plane::new(node, store, assemble::settings(config), libraries, logs);
+    let plane =
+        Plane::new(node, store, assemble::settings(config), libraries, Slots::default(), logs);
     let configuration = plane.begin(state, PATIENCE, remembered)?;
     let rpc = Rpc::start(sockets, &plane)?;
     Ok(Box::new(Serving { cores, configuration, plane, rpc, state: directory }))

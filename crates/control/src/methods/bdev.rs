@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::edit::Edit;
 use super::faults;
 use super::reply::{Errno, internal, invalid};
-use super::{Reply, parameters, qos};
+use super::{Reply, bdev_nvme, parameters, qos};
 use crate::jsonrpc::RpcError;
 use crate::objects::{Device, DeviceKind, Direct, FileMethod, RateLimits};
 use crate::plane::Plane;
@@ -302,13 +302,13 @@ pub(super) async fn get_bdevs(plane: Arc<Plane>, params: Value) -> Reply {
             let used = state.used_devices();
             let is_used = |opened: &Opened| used.contains(opened.object.name.as_str());
             let devices = state.devices.values();
-            Ok(devices.map(|opened| describe(opened, is_used(opened))).collect())
+            Ok(devices.map(|opened| describe(&state, opened, is_used(opened))).collect())
         }
         Some(name) => match state.device(&name) {
             Some(opened) => {
                 let name = &opened.object.name;
                 let is_used = !state.users_of(name).is_empty() || state.layer_on(name).is_some();
-                Ok(Value::Array(vec![describe(opened, is_used)]))
+                Ok(Value::Array(vec![describe(&state, opened, is_used)]))
             }
             None => Err(Errno::NoDevice.about(name)),
         },
@@ -316,8 +316,9 @@ pub(super) async fn get_bdevs(plane: Arc<Plane>, params: Value) -> Reply {
 }
 
 /// A device as SPDK's clients read it.
-fn describe(opened: &Opened, is_used: bool) -> Value {
-    let Device { name, uuid, kind, limits } = &opened.object;
+fn describe(state: &State, opened: &Opened, is_used: bool) -> Value {
+    let Device { name, uuid: own, kind, limits } = &opened.object;
+    let uuid = opened.uuid();
     let device = opened.device.as_ref().ok();
     let geometry = device.map(|device| device.geometry());
     let deallocates = device.is_some_and(|device| device.properties().deallocation.is_some());
@@ -336,11 +337,10 @@ fn describe(opened: &Opened, is_used: bool) -> Value {
         }
         DeviceKind::File { path, .. } => ("URING bdev", json!({ "uring": { "filename": path } })),
         DeviceKind::Nvme { controller, nsid } => {
-            let about = json!({ "controller": controller, "ns_data": { "id": nsid } });
-            ("NVMe disk", json!({ "nvme": [about] }))
+            ("NVMe disk", bdev_nvme::namespace(state, opened, (controller, *nsid)))
         }
         DeviceKind::Delay { base, latencies } => {
-            let about = faults::delay_parameters(name, *uuid, base, *latencies);
+            let about = faults::delay_parameters(name, *own, base, *latencies);
             ("delay", json!({ "delay": about }))
         }
         DeviceKind::Error { base } => {

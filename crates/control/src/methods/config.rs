@@ -194,13 +194,18 @@ fn calls(state: &State, part: &str) -> Result<Vec<Value>, RpcError> {
         let call = in_words_of_spdk(device)?;
         state.below(device).all(|base| in_words_of_spdk(base).is_some()).then_some(call)
     };
+    let options = &state.nvme_options;
     let attached = |is: fn(&Place) -> bool| {
         let controllers = state.controllers.values().map(|it| &it.object);
-        let call = |it| call("bdev_nvme_attach_controller", bdev_nvme::parameters_of(it));
+        let call =
+            |it| call("bdev_nvme_attach_controller", bdev_nvme::attach_parameters(it, options));
         controllers.filter(move |it| is(&it.place)).map(call)
     };
     Ok(match part {
-        "bdev" => attached(|place| matches!(place, Place::Pci(_)))
+        "bdev" => bdev_nvme::options_parameters(options)?
+            .map(|params| call("bdev_nvme_set_options", params))
+            .into_iter()
+            .chain(attached(|place| matches!(place, Place::Pci(_))))
             .chain(
                 objects()
                     .filter_map(|device| Some((device, spdk(device)?)))

@@ -90,7 +90,7 @@ async fn attempt(
     for attached in wanted.unattached() {
         let waits = |old: &Arc<Attached>| old.controller.is_err() && old.object == attached.object;
         if !before.controllers.get(&attached.object.name).is_some_and(waits) {
-            let found = plane.attach(attached.object.clone()).await;
+            let found = plane.attach(attached.object.clone(), wanted.nvme_options).await;
             arriving.push(found.map_err(|error| Errno::NoDevice.about(error))?);
         }
     }

@@ -15,7 +15,6 @@ mod histogram;
 mod iostat;
 mod log;
 mod notify;
-
 mod nvmf;
 mod qos;
 mod reply;
@@ -61,6 +60,12 @@ methods! {
     "bdev_get_histogram" => histogram::get_histogram,
     "bdev_get_histogram_borders" => histogram::get_histogram_borders,
     "bdev_get_iostat" => iostat::get_iostat,
+    "bdev_nvme_apply_firmware" => bdev_nvme::apply_firmware,
+    "bdev_nvme_get_controller_health_info" => bdev_nvme::get_controller_health_info,
+    "bdev_nvme_get_controllers" => bdev_nvme::get_controllers,
+    "bdev_nvme_get_io_paths" => bdev_nvme::get_io_paths,
+    "bdev_nvme_reset_controller" => bdev_nvme::reset_controller,
+    "bdev_nvme_send_cmd" => bdev_nvme::send_cmd,
     "bdev_reset_iostat" => iostat::reset_iostat,
     "bdev_uring_rescan" => resize::uring_rescan,
     "framework_get_config" => config::framework_get_config,
@@ -116,6 +121,7 @@ const EDITS: &[(&str, MakeEdit)] = &[
     ("bdev_null_resize", resize::null_resize),
     ("bdev_nvme_attach_controller", bdev_nvme::attach_controller),
     ("bdev_nvme_detach_controller", bdev_nvme::detach_controller),
+    ("bdev_nvme_set_options", bdev_nvme::set_options),
     ("bdev_set_qos_limit", qos::set_qos_limit),
     ("bdev_uring_create", bdev::uring_create),
     ("bdev_uring_delete", bdev::uring_delete),
@@ -144,8 +150,10 @@ const IGNORED: &[(&str, &str)] = &[
     ("accel_set_options", "there is no acceleration framework"),
     ("bdev_examine", "nothing is found on devices"),
     ("bdev_iscsi_set_options", "there are no iSCSI devices"),
-    ("bdev_nvme_set_hotplug", "there are no NVMe devices to be found by themselves"),
-    ("bdev_nvme_set_options", "there are no NVMe devices"),
+    (
+        "bdev_nvme_set_hotplug",
+        "NVMe controllers are attached by name, and found again by themselves",
+    ),
     ("bdev_raid_set_options", "there are no RAID devices"),
     ("bdev_set_options", "pools are sized by [memory] of the configuration file"),
     ("bdev_wait_for_examine", "nothing is found on devices"),

@@ -16,12 +16,16 @@ const INTERNAL: i64 = -32603;
 pub(super) enum Errno {
     NotPermitted,
     NoEntry,
+    Io,
+    NoAddress,
     NoMemory,
     Busy,
     Exists,
     NoDevice,
     Invalid,
     NoSpace,
+    Range,
+    Already,
 }
 
 impl Errno {
@@ -29,12 +33,16 @@ impl Errno {
         match self {
             Self::NotPermitted => (-1, "Operation not permitted"),
             Self::NoEntry => (-2, "No such file or directory"),
+            Self::Io => (-5, "Input/output error"),
+            Self::NoAddress => (-6, "No such device or address"),
             Self::NoMemory => (-12, "Cannot allocate memory"),
             Self::Busy => (-16, "Device or resource busy"),
             Self::Exists => (-17, "File exists"),
             Self::NoDevice => (-19, "No such device"),
             Self::Invalid => (-22, "Invalid argument"),
             Self::NoSpace => (-28, "No space left on device"),
+            Self::Range => (-34, "Numerical result out of range"),
+            Self::Already => (-114, "Operation already in progress"),
         }
     }
 
@@ -42,6 +50,11 @@ impl Errno {
     pub(super) fn about(self, what: impl Display) -> RpcError {
         let (code, text) = self.parts();
         RpcError { code, message: format!("{text}: {what}") }
+    }
+
+    /// The reply where SPDK has words of its own for it.
+    pub(super) fn says(self, what: impl Display) -> RpcError {
+        RpcError { code: self.parts().0, message: what.to_string() }
     }
 }
 

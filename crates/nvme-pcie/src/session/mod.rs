@@ -54,7 +54,9 @@ const EVENT_REQUESTS: u8 = 4;
 pub(crate) enum End {
     /// Somebody wants it back, or it is not wanted any more.
     Detached,
-    /// It is to be reset: by whose wish, or for what reason.
+    /// Somebody wants it reset.
+    Renewed,
+    /// It is to be reset, for this reason.
     Reset(String),
     /// The device is not there any more.
     Removed,

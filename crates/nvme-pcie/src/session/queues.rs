@@ -50,7 +50,8 @@ impl Session<'_> {
     /// Makes the I/O queues: a place for each reactor.
     pub(super) async fn seats(&self, shadow: Option<&Shadow>) -> Result<Vec<Seat>, End> {
         let reactors = self.shared.link.reactors();
-        let wanted = u16::try_from(reactors).unwrap_or(u16::MAX).clamp(1, 4096) - 1;
+        let most = self.options.io_queues.clamp(1, 4096);
+        let wanted = u16::try_from(reactors).unwrap_or(u16::MAX).clamp(1, most) - 1;
         let number = NumberOfQueues { submission: wanted, completion: wanted };
         let set = Command::SetFeatures(SetFeatures::new(Feature::NumberOfQueues, number.into()))
             .to_sqe(0);

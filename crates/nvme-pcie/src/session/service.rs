@@ -10,7 +10,7 @@ use reactor::Instant;
 
 use super::{EVENT_REQUESTS, End, Session, WATCH, status};
 use crate::admin::{AdminError, Data};
-use crate::controller::Request;
+use crate::controller::{OnTimeout, Request};
 use crate::link::Report;
 use crate::tasks::Tasks;
 
@@ -80,8 +80,17 @@ impl Session<'_> {
     }
 
     fn take_report<'t>(&'t self, report: Report, tasks: &Tasks<'t>) {
-        match report {
-            Report::Overdue { qid, cid } => {
+        match (report, self.options.on_timeout) {
+            (Report::Overdue { qid, cid } | Report::Stuck { qid, cid }, OnTimeout::Nothing) => {
+                tracing::warn!(
+                    "{}: command {cid:#06x} of queue {qid} takes too long",
+                    self.shared.name()
+                );
+            }
+            (Report::Overdue { qid, cid }, OnTimeout::Reset) => {
+                self.end(End::Reset(format!("command {cid:#06x} of queue {qid} takes too long")));
+            }
+            (Report::Overdue { qid, cid }, OnTimeout::Abort) => {
                 let most = self.shared.identify().map_or(0, |identify| identify.acl);
                 if self.aborting.get() > most {
                     // More than it takes at a time; this one gets its turn by the reset, if it comes to that.
@@ -90,7 +99,7 @@ impl Session<'_> {
                 self.aborting.set(self.aborting.get() + 1);
                 tasks.spawn(self.abort(qid, cid));
             }
-            Report::Stuck { qid, cid } => {
+            (Report::Stuck { qid, cid }, _) => {
                 self.end(End::Reset(format!(
                     "command {cid:#06x} of queue {qid} is not completed, not even after an abort"
                 )));
@@ -114,8 +123,12 @@ impl Session<'_> {
 
     fn take_request<'t>(&'t self, request: Request, tasks: &Tasks<'t>) {
         match request {
-            Request::Detach => self.end(End::Detached),
-            Request::Reset => self.end(End::Reset("somebody asked for it".to_owned())),
+            // Whatever else ends it: nobody will ask again.
+            Request::Detach => drop(self.end.replace(Some(End::Detached))),
+            Request::Reset(done) => {
+                self.shared.await_reset(done);
+                self.end(End::Renewed);
+            }
             Request::Rescan => tasks.spawn(self.rescan()),
             Request::Admin { sqe, read, write, patience, answer } => tasks.spawn(async move {
                 let data = match (read, &write) {
@@ -123,14 +136,8 @@ impl Session<'_> {
                     (0, write) => Data::Out(write),
                     (read, _) => Data::In(read),
                 };
-                let result = self
-                    .admin
-                    .command_within(
-                        Some(patience.unwrap_or(self.options.admin_timeout)),
-                        *sqe,
-                        data,
-                    )
-                    .await;
+                let patience = Some(patience.unwrap_or(self.options.admin_timeout));
+                let result = self.admin.answer_within(patience, *sqe, data).await;
                 // Whoever asked may have given up.
                 let _ = answer.send(result);
             }),

@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+mod choices;
 mod faults;
 mod operations;
 mod rig;

@@ -266,7 +266,7 @@ fn all_objects() -> impl Strategy<Value = Objects> {
                         .listeners
                         .retain(|address, _| transports.contains_key(&address.trtype));
                 }
-                Objects { controllers: BTreeMap::new(), devices, transports, subsystems, referrals }
+                Objects { devices, transports, subsystems, referrals, ..Objects::default() }
             },
         )
     })
