@@ -9,7 +9,8 @@
 //! * A command identifier is a slot and a number that changes with each use of it: a completion that comes twice, or late, is of no command.
 //! * An operation ends once, when none of its parts is with the device or waits to be sent again.
 //! * After a reset, what was out is sent again: reads, writes and the like may be carried out twice, as nobody has been told of the first time and
-//!   nobody may rely on their order. An operation that has been through [`Settings::retries`] of these is answered with an error.
+//!   nobody may rely on their order. An operation that has been through [`Settings::retries`] of these, but for those that somebody
+//!   asked for, is answered with an error.
 //!
 //! Nothing here allocates once the tables have grown to the depth that is used.
 
@@ -92,6 +93,8 @@ pub(crate) struct Lane {
     epoch: u64,
     /// The controller is not there: what comes is refused.
     gone: bool,
+    /// The last pause was nobody's fault.
+    blameless: bool,
     pub(crate) seat: Option<Seat>,
     slots: Vec<Slot>,
     free: Vec<u16>,
@@ -112,6 +115,7 @@ impl Lane {
             settings,
             epoch: 0,
             gone: false,
+            blameless: false,
             seat: None,
             slots: Vec::new(),
             free: Vec::new(),
@@ -430,7 +434,7 @@ impl Lane {
         self.park();
         self.gone = false;
         match &*state {
-            State::Paused => {}
+            State::Paused { asked_for } => self.blameless = *asked_for,
             State::Running(seats) => self.sit(seats.take(self.reactor)),
             State::Gone => self.give_up(),
         }
@@ -467,7 +471,7 @@ impl Lane {
                 self.waiting.push_back(index);
             }
         }
-        let most = self.settings.retries;
+        let most = if self.blameless { u8::MAX } else { self.settings.retries };
         for _ in 0..self.again.len() {
             let Some(mut again) = self.again.pop_front() else { break };
             if self.is_lost(again.op) {
@@ -485,7 +489,8 @@ impl Lane {
             self.again.push_back(again);
         }
         // Once for each operation, however many commands it had out.
-        for index in 0..self.again.len() {
+        let counted = if self.blameless { 0 } else { self.again.len() };
+        for index in 0..counted {
             let Some(again) = self.again.get(index).copied() else { continue };
             let first = self.again.iter().position(|other| other.op == again.op) == Some(index);
             if first && let Some(op) = self.ops.get_mut(again.op) {

@@ -19,7 +19,10 @@ use crate::seat::Seat;
 #[derive(Debug)]
 pub(crate) enum State {
     /// Nothing: it is being reset. What is out may have been carried out, may yet be, or will not.
-    Paused,
+    Paused {
+        /// Somebody asked for that, so no command is to blame for it.
+        asked_for: bool,
+    },
     /// Each has its seat.
     Running(Seats),
     /// Nothing: it is not there, and reaches no memory any more.

@@ -245,9 +245,12 @@ impl<'a> Session<'a> {
     ) -> End {
         match self.prepare().await {
             Ok((identity, seats)) => {
-                self.shared.in_service(identity);
                 self.served.set(Some(self.time.now()));
-                self.shared.link.publish(State::Running(Seats::new(seats)));
+                let link = &self.shared.link;
+                link.publish(State::Running(Seats::new(seats)));
+                // Only when every reactor serves by it again is it said to be in service.
+                self.time.wait(None, || link.is_acknowledged().then_some(())).await;
+                self.shared.in_service(identity);
                 if let Some(attached) = attached.take() {
                     // Whoever asked may have given up.
                     let _ = attached.send(Ok(()));
@@ -328,7 +331,8 @@ impl<'a> Session<'a> {
 
     /// Takes the controller out of service: the reactors leave it, and it is disabled. What it then reaches no more may be let go of.
     pub(crate) async fn finish(self, end: End) -> End {
-        self.shared.link.publish(State::Paused);
+        let asked_for = end == End::Renewed;
+        self.shared.link.publish(State::Paused { asked_for });
         self.time.wait(None, || self.shared.link.is_acknowledged().then_some(())).await;
         let disabled = match &end {
             // If it is there after all, the system is asking for it back.
