@@ -15,6 +15,7 @@ use crate::function::{Function, Mapping, OWN_IOVA};
 use crate::pages::PAGE_SIZE;
 use crate::pointers::Own;
 use crate::queue_pair::{QueuePair, Shape};
+use crate::seat::Identifiers;
 use crate::tasks::Time;
 
 /// Commands that may be outstanding.
@@ -193,7 +194,7 @@ impl Admin {
                 return Err(AdminError::NotInService);
             };
             slot.uses = slot.uses.wrapping_add(1);
-            let cid = slot.uses << 10 | u16::try_from(place).unwrap_or(0);
+            let cid = Identifiers::new(SLOTS).of(u16::try_from(place).unwrap_or(0), slot.uses);
             (slot.cid, slot.pages) = (Some(cid), pages.clone());
             inner.pair.push(&sqe.with_cid(cid));
             inner.pair.ring();

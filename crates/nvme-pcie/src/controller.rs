@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -216,6 +216,8 @@ pub(crate) struct Shared {
     /// Differs whenever the namespaces do.
     changes: AtomicU64,
     pub(crate) counts: Counts,
+    /// It has shadow doorbells, and does not take them.
+    pub(crate) without_shadow: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -244,6 +246,7 @@ impl Shared {
             sessions: AtomicU64::new(0),
             changes: AtomicU64::new(0),
             counts: Counts::default(),
+            without_shadow: AtomicBool::new(false),
         })
     }
 

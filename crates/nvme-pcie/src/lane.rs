@@ -27,7 +27,7 @@ use crate::link::{Link, Report, State};
 use crate::namespace::Shared as Namespace;
 use crate::operation::{Op, kind_of, may_retry};
 use crate::plan::{Limits, Part, Way};
-use crate::seat::{Seat, slot_of};
+use crate::seat::Seat;
 
 /// Completions that are taken in at a time.
 const COMPLETIONS_PER_POLL: usize = 256;
@@ -249,7 +249,7 @@ impl Lane {
         let Some(slot) = self.free.pop() else { return };
         let Some(place) = self.slots.get_mut(usize::from(slot)) else { return };
         place.uses = place.uses.wrapping_add(1);
-        let cid = place.uses << 10 | (seat.first() + slot);
+        let cid = seat.identifiers.of(seat.first() + slot, place.uses);
         let sqe = op.command(part, seat, slot).with_cid(cid);
         if self.watch_at == Instant::ZERO {
             self.watch_at = now + self.settings.timeout / WATCHES_PER_TIMEOUT;
@@ -265,8 +265,8 @@ impl Lane {
 
     /// Takes in what the device has finished, and sends what waited for it. Whether there was anything.
     pub(crate) fn poll(&mut self, now: Instant) -> bool {
-        let news = self.link.epoch() != self.epoch;
-        if news {
+        let is_new = self.link.epoch() != self.epoch;
+        if is_new {
             self.take_in();
         }
         let mut worked = 0;
@@ -279,7 +279,7 @@ impl Lane {
             worked += 1;
             self.completed(completion, now);
         }
-        if news || worked > 0 || !self.again.is_empty() {
+        if is_new || worked > 0 || !self.again.is_empty() {
             self.issue(now);
         }
         if self.watch_at != Instant::ZERO && self.watch_at <= now {
@@ -366,9 +366,11 @@ impl Lane {
         }
         let result = match status.into_result() {
             Ok(()) => match &self.seat {
-                Some(seat) if command.part.bounced => {
-                    op.bounce_back(command.part, seat, slot_of(command.cid) - seat.first())
-                }
+                Some(seat) if command.part.bounced => op.bounce_back(
+                    command.part,
+                    seat,
+                    seat.identifiers.slot(command.cid) - seat.first(),
+                ),
                 _ => Ok(()),
             },
             Err(status) => Err(kind_of(status)),
@@ -380,7 +382,7 @@ impl Lane {
     fn take_command(&mut self, completion: Cqe) -> Option<InFlight> {
         let seat = self.seat.as_ref()?;
         let cid = completion.cid.get();
-        let slot = slot_of(cid).checked_sub(seat.first())?;
+        let slot = seat.identifiers.slot(cid).checked_sub(seat.first())?;
         let place = self.slots.get_mut(usize::from(slot))?;
         let command =
             place.command.take_if(|it| it.cid == cid && completion.sqid.get() == seat.qid())?;

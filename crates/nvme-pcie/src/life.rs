@@ -340,7 +340,7 @@ impl Life {
                     self.shared.set_phase(Phase::Resetting);
                     tracing::info!("{}: resetting it: somebody asked for it", self.shared.name());
                 }
-                End::Reset(reason) if resets < RESETS && self.attached.borrow().is_none() => {
+                End::Reset(reason) if resets < RESETS => {
                     resets += 1;
                     self.shared.counts.resets.fetch_add(1, Ordering::Relaxed);
                     self.shared.set_phase(Phase::Resetting);

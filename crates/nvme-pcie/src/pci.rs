@@ -55,11 +55,15 @@ const LOOK_LIMIT: Duration = Duration::from_secs(20);
 /// answer any more.
 const ACT_LIMIT: Duration = Duration::from_mins(2);
 
+/// How long a device may be open in a process before that counts: udev looks at each disk that somebody has just written to.
+const PASSING: Duration = Duration::from_secs(5);
+
 /// A system, seen from its root directory.
 #[derive(Debug, Clone)]
 pub struct System {
     root: PathBuf,
     kernel: Arc<dyn Kernel>,
+    passing: Duration,
 }
 
 /// What is asked of the kernel, but for reading. Tests have one of their own.
@@ -94,7 +98,7 @@ impl Kernel for ThisKernel {
 impl System {
     /// The one below this directory; this machine's is below `/`.
     pub fn new(root: impl Into<PathBuf>) -> System {
-        System { root: root.into(), kernel: Arc::new(ThisKernel) }
+        System { root: root.into(), kernel: Arc::new(ThisKernel), passing: PASSING }
     }
 
     /// Where something is that is at this absolute path on the system.

@@ -18,7 +18,7 @@ use crate::function::Function;
 use crate::pointers::Scratch;
 use crate::queue_pair::QueuePair;
 
-/// Slots of a queue pair at most: what a command identifier's low bits can name (see [`crate::lane`]), but for the identifier `FFFFh`.
+/// Slots of a queue pair at most: so that an identifier says which use of its slot it is of.
 pub(crate) const SLOTS_MOST: u16 = 1023;
 
 /// An interrupt vector.
@@ -40,6 +40,7 @@ pub(crate) struct Seat {
     /// The pair's slots that belong to it.
     first: u16,
     slots: u16,
+    pub(crate) identifiers: Identifiers,
     pub(crate) scratch: Scratch,
     pub(crate) vector: Option<Vector>,
     masked: bool,
@@ -62,16 +63,18 @@ struct Table {
     pair: QueuePair,
     /// Slots of each member.
     share: u16,
+    identifiers: Identifiers,
     /// Completions that another member has taken out for this one.
     left: Vec<VecDeque<Cqe>>,
 }
 
 impl SharedPair {
-    /// A pair of so many members.
+    /// A pair of so many members, not more than it has slots.
     pub(crate) fn new(pair: QueuePair, members: u16) -> SharedPair {
-        let share = (pair.slots().min(SLOTS_MOST) / members.max(1)).max(1);
+        let share = pair.slots().min(SLOTS_MOST) / members.max(1);
+        let identifiers = Identifiers::new(share.saturating_mul(members));
         let left = (0..members).map(|_| VecDeque::with_capacity(share.into())).collect();
-        SharedPair { table: Mutex::new(Table { pair, share, left }) }
+        SharedPair { table: Mutex::new(Table { pair, share, identifiers, left }) }
     }
 
     /// Slots of each member.
@@ -90,10 +93,10 @@ impl Table {
             return Some(left);
         }
         while let Some(completion) = self.pair.next() {
-            let of = usize::from(slot_of(completion.cid.get()) / self.share);
+            let of = usize::from(self.identifiers.slot(completion.cid.get()) / self.share.max(1));
             match self.left.get_mut(of) {
-                // More than it can have commands is nothing of its own.
-                Some(left) if of != member && left.len() < usize::from(self.share) => {
+                // Far more than it can have commands: a device that makes them up.
+                Some(left) if of != member && left.len() < 2 * usize::from(self.share) => {
                     left.push_back(completion);
                 }
                 // What nobody sent is for whoever finds it to count.
@@ -104,9 +107,28 @@ impl Table {
     }
 }
 
-/// The slot in a command identifier.
-pub(crate) fn slot_of(cid: u16) -> u16 {
-    cid & SLOTS_MOST
+/// How command identifiers of a queue pair are made: a slot below, and above it a number that changes with each use of the slot. The more slots there are, the
+/// sooner a number comes again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identifiers {
+    shift: u32,
+}
+
+impl Identifiers {
+    /// For so many slots. No identifier is `FFFFh`, which is none's.
+    pub(crate) fn new(slots: u16) -> Identifiers {
+        Identifiers { shift: u16::BITS - slots.leading_zeros() }
+    }
+
+    #[inline]
+    pub(crate) fn of(self, slot: u16, uses: u16) -> u16 {
+        uses.checked_shl(self.shift).unwrap_or(0) | slot
+    }
+
+    #[inline]
+    pub(crate) fn slot(self, cid: u16) -> u16 {
+        cid & !u16::MAX.checked_shl(self.shift).unwrap_or(0)
+    }
 }
 
 impl Seat {
@@ -124,6 +146,7 @@ impl Seat {
             qid,
             first: 0,
             slots,
+            identifiers: Identifiers::new(slots),
             scratch,
             vector,
             masked: false,
@@ -139,7 +162,7 @@ impl Seat {
         vector: Option<Vector>,
     ) -> Seat {
         let table = pair.lock();
-        let (qid, slots) = (table.pair.qid(), table.share);
+        let (qid, slots, identifiers) = (table.pair.qid(), table.share, table.identifiers);
         drop(table);
         let rings = Rings::Shared { pair: Arc::clone(pair), member: member.into() };
         let vector = vector.map(|vector| Vector { own: false, ..vector });
@@ -149,6 +172,7 @@ impl Seat {
             qid,
             first: member.saturating_mul(slots),
             slots,
+            identifiers,
             scratch,
             vector,
             masked: false,
@@ -232,5 +256,29 @@ impl Seat {
             self.function.unmask(vector.number);
         }
         !self.has_completion()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identifier_is_a_slot_and_its_use() {
+        for slots in [1, 2, 3, 255, 256, 1023] {
+            let identifiers = Identifiers::new(slots);
+            let mut seen = std::collections::BTreeSet::new();
+            let uses = u16::MAX >> identifiers.shift;
+            for slot in [0, slots / 2, slots - 1] {
+                for one in [0, 1, uses] {
+                    let cid = identifiers.of(slot, one);
+                    assert_eq!(identifiers.slot(cid), slot);
+                    assert_ne!(cid, u16::MAX);
+                    seen.insert(cid);
+                }
+                assert_eq!(identifiers.of(slot, uses.wrapping_add(1)), identifiers.of(slot, 0));
+            }
+            assert!(uses >= 63 && seen.len() > 2);
+        }
     }
 }

@@ -7,8 +7,13 @@
 use std::fmt::Display;
 use std::io;
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{Address, Content, Controller, KERNEL_DRIVER, Status, System, Usage, Use, VFIO_DRIVER};
+
+/// How often a device that is open is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What became of a controller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -218,8 +223,7 @@ impl System {
             let state = controller.state.clone().unwrap_or_default();
             return Err(BindError::NotLive { address, state });
         }
-        let usage = Usage::read(self).map_err(|source| BindError::Untold { address, source })?;
-        let mut status = self.look(&usage, controller, true);
+        let mut status = self.last_look(controller)?;
         if !status.uses.is_empty() {
             return Err(in_use(address, &status.uses));
         }
@@ -231,6 +235,26 @@ impl System {
             check_content(controller, &status)?;
         }
         Ok(status)
+    }
+
+    /// Claims and looks at all namespaces; again, for a while, as long as all that speaks against it is that a process has something open.
+    fn last_look(&self, controller: &Controller) -> Result<Status, BindError> {
+        let address = controller.address;
+        let give_up = Instant::now() + self.passing;
+        loop {
+            let usage =
+                Usage::read(self).map_err(|source| BindError::Untold { address, source })?;
+            let status = self.look(&usage, controller, true);
+            let may_pass = |found: &Use| matches!(found, Use::Open { .. });
+            if status.uses.is_empty()
+                || !status.uses.iter().all(may_pass)
+                || Instant::now() >= give_up
+            {
+                return Ok(status);
+            }
+            drop(status);
+            thread::sleep(LOOK_AGAIN);
+        }
     }
 
     /// Lets `vfio-pci` have a controller whose namespaces are claimed.

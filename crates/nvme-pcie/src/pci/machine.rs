@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -49,6 +50,8 @@ pub(super) struct MadeUp {
     pub(super) forbidden: Mutex<BTreeSet<String>>,
     /// Devices that somebody has for himself.
     pub(super) busy: Mutex<BTreeSet<String>>,
+    /// A file that goes away once a device has been claimed.
+    pub(super) passing: Mutex<Option<PathBuf>>,
     /// What was written where, below `/sys/bus/pci`.
     pub(super) written: Mutex<Vec<(String, String)>>,
 }
@@ -76,6 +79,9 @@ impl Kernel for MadeUp {
     }
 
     fn claim(&self, device: &Path) -> io::Result<File> {
+        if let Some(passing) = self.passing.lock().unwrap().take() {
+            fs::remove_file(passing).unwrap();
+        }
         let name = device.file_name().unwrap().to_str().unwrap();
         if self.busy.lock().unwrap().contains(name) {
             return Err(io::ErrorKind::ResourceBusy.into());
@@ -127,9 +133,11 @@ impl Machine {
             unwilling: Mutex::default(),
             forbidden: Mutex::default(),
             busy: Mutex::default(),
+            passing: Mutex::default(),
             written: Mutex::default(),
         });
-        let system = System { root, kernel: Arc::clone(&kernel) as Arc<dyn Kernel> };
+        let passing = Duration::ZERO;
+        let system = System { root, kernel: Arc::clone(&kernel) as Arc<dyn Kernel>, passing };
         let machine = Machine { directory, kernel, system };
         machine.write("/proc/self/mountinfo", "22 1 0:21 / /proc rw - proc proc rw\n");
         machine.write("/proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n");

@@ -77,7 +77,10 @@ impl System {
                 None
             }
             Err(error) => {
-                let why = error.to_string();
+                let why = match error.kind() {
+                    io::ErrorKind::PermissionDenied => "only root may look at it".to_owned(),
+                    _ => error.to_string(),
+                };
                 status.unclaimed.push((namespace.node(), error));
                 return Content::Unknown(why);
             }

@@ -1,6 +1,7 @@
 //! The I/O queues of a session, and who uses which.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nvme::admin::{Command, SetFeatures};
 use nvme::command::Prps;
@@ -26,6 +27,7 @@ impl Session<'_> {
     ) -> Result<Option<Shadow>, End> {
         let commands = OptionalAdminCommands::from_bits_truncate(controller.identify.oacs.get());
         if !self.options.shadow_doorbells
+            || self.shared.without_shadow.load(Ordering::Relaxed)
             || !commands.contains(OptionalAdminCommands::DOORBELL_BUFFER)
         {
             return Ok(None);
@@ -37,7 +39,12 @@ impl Session<'_> {
             self.admin.command(pcie::Command::DoorbellBufferConfig.to_sqe(prps), Data::None);
         let answer: Result<_, AdminError> =
             self.admin_step("", async { Ok(configure.await) }).await?;
-        Ok(answer.is_ok().then_some(Shadow { doorbells, indices }))
+        if let Err(error) = answer {
+            // It may look there all the same: only a reset makes sure that it does not.
+            self.shared.without_shadow.store(true, Ordering::Relaxed);
+            return Err(End::Reset(format!("it does not take shadow doorbells: {error}")));
+        }
+        Ok(Some(Shadow { doorbells, indices }))
     }
 
     /// Makes the I/O queues: a place for each reactor.
@@ -139,6 +146,12 @@ impl Session<'_> {
             return each.map(seat).collect();
         }
         let members = u16::try_from(reactors.div_ceil(count)).unwrap_or(u16::MAX);
+        if let Some((pair, _)) = pairs.iter().find(|(pair, _)| pair.slots() < members) {
+            let entries = pair.shape().submissions;
+            return Err(End::Failed(format!(
+                "its {count} queues of {entries} entries are too few for {reactors} reactors: run fewer"
+            )));
+        }
         let share = |(pair, vector)| (Arc::new(SharedPair::new(pair, members)), vector);
         let shared: Vec<_> = pairs.into_iter().map(share).collect();
         let seat = |reactor: usize| {

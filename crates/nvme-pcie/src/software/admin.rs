@@ -104,6 +104,7 @@ impl World {
         if self.bar.rung(self.doorbell(qid, true)) {
             self.take_head(qid);
         }
+        self.check_shadow(qid, true);
         self.queues.completion.insert(qid, CompletionQueue::new(prps.first, entries, vector));
         Ok(0)
     }
@@ -130,6 +131,7 @@ impl World {
         if self.bar.rung(self.doorbell(qid, false)) {
             self.take_tail(qid);
         }
+        self.check_shadow(qid, false);
         self.queues.submission.insert(qid, SubmissionQueue::new(prps.first, entries, cqid));
         Ok(0)
     }

@@ -204,8 +204,8 @@ impl World {
         for index in 0..self.commands.len() {
             let Some(command) = self.commands.get(index).copied() else { break };
             let unanswered = !matches!(command.stage, Stage::Done(_) | Stage::Listening);
-            let length = self.data_length(&command.sqe);
-            if unanswered && command.sqid > 0 && self.resolve(&command.sqe, length).is_err() {
+            let length = self.data_length(&command);
+            if unanswered && self.resolve(&command.sqe, length).is_err() {
                 used.push(format!("command {} of queue {}", command.sqe.cid, command.sqid));
             }
         }
@@ -216,8 +216,16 @@ impl World {
         }
     }
 
-    /// Bytes of an I/O command's data.
-    fn data_length(&self, sqe: &nvme::Sqe) -> u64 {
+    /// Bytes of a command's data.
+    fn data_length(&self, command: &super::world::Command) -> u64 {
+        let sqe = &command.sqe;
+        if command.sqid == 0 {
+            return match admin::Command::parse(sqe) {
+                Ok(admin::Command::Identify(_)) => admin::IDENTIFY_LENGTH as u64,
+                Ok(admin::Command::GetLogPage(page)) => page.length(),
+                _ => 0,
+            };
+        }
         let namespace = self.namespaces.all.get(&sqe.nsid.get());
         let size = namespace.map_or(0, |namespace| namespace.options.block_size);
         match Command::parse(sqe) {
@@ -258,7 +266,7 @@ impl World {
                 continue;
             }
             let Ok(Command::Write(write)) = Command::parse(&command.sqe) else { continue };
-            let length = self.data_length(&command.sqe);
+            let length = self.data_length(&command);
             if self.resolve(&command.sqe, length).is_ok() {
                 self.tear(command.sqe.nsid.get(), write.range);
             }

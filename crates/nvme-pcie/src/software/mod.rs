@@ -157,7 +157,8 @@ impl Controller {
         }
     }
 
-    /// Takes the controller out, and tells whoever has it: registers read as ones, memory is not touched any more.
+    /// Takes the controller out, and tells whoever has it: registers read as ones, memory is not touched any more. It keeps its power, and so
+    /// what is in its cache; [`Controller::power_cut`] takes both.
     pub fn remove(&self) {
         self.want_back();
         self.remove_by_surprise();

@@ -177,7 +177,7 @@ fn one_that_does_not_stop_is_stopped_by_its_function() {
 #[test]
 fn what_is_in_it_survives_a_reset_that_somebody_asks_for() {
     let mut rig = served();
-    let buffer = rig.filled(0, &[4; 64 << 10]);
+    let buffer = rig.filled(0, &vec![4; 64 << 10]);
     let data = || Data::from(buffer.segment(0, 64 << 10).unwrap());
     let tokens: Vec<_> =
         (0..30).map(|at| rig.submit(0, 1, Kind::Write, (at * 128, 128), data())).collect();
@@ -189,7 +189,7 @@ fn what_is_in_it_survives_a_reset_that_somebody_asks_for() {
         done == 30
     });
     assert_eq!(rig.controller.incidents().resets, 1);
-    assert_eq!(rig.soft.read_medium(1, 29 * 128, 128), [4; 64 << 10]);
+    assert_eq!(rig.soft.read_medium(1, 29 * 128, 128), vec![4; 64 << 10]);
     drop(buffer);
     rig.end();
 }

@@ -4,6 +4,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
     reason = "tests"
 )]
 
@@ -11,3 +12,4 @@ mod choices;
 mod faults;
 mod operations;
 mod rig;
+mod simulation;

@@ -137,7 +137,21 @@ impl Rig {
                 self.clock.advance(Duration::from_millis(20));
             }
         }
-        panic!("never: {what}; {:?}, {:?}", self.controller.phase(), self.soft.violations());
+        let outstanding: Vec<_> = self
+            .insides
+            .iter()
+            .map(|it| {
+                it.borrow().queues.values().map(|queue| queue.outstanding()).collect::<Vec<_>>()
+            })
+            .collect();
+        panic!(
+            "never: {what}; {:?}, {:?}, {:?} in the device, {outstanding:?} in the queues, {:?}, {:?}",
+            self.controller.phase(),
+            self.soft.violations(),
+            self.soft.outstanding(),
+            self.controller.counters(),
+            self.controller.incidents(),
+        );
     }
 
     pub(crate) fn attach(&mut self) {
@@ -152,7 +166,7 @@ impl Rig {
         for (reactor, inside) in self.reactors.iter().zip(&self.insides) {
             for (nsid, found) in self.controller.namespaces(|nsid| format!("n{nsid}")) {
                 if let Ok(device) = found {
-                    let queue = device.open_queue(&reactor.local()).unwrap();
+                    let queue = device.open_queue(reactor.local()).unwrap();
                     inside.borrow_mut().queues.insert(nsid, queue);
                 }
             }

@@ -11,5 +11,10 @@
     clippy::match_bool
 )]
 
+mod admin;
 mod basics;
+mod faults;
+mod hostile;
 mod raw;
+mod shadow;
+mod violations;

@@ -1,6 +1,7 @@
 //! The command line: what is refused how, that nothing is created then, and that what is offered is there.
 
 mod banner;
+mod devices;
 mod failures;
 
 use std::collections::BTreeSet;
@@ -53,6 +54,10 @@ fn a_wrong_invocation_is_one_line_and_status_2() {
         (&["serve", "--config"], "--config"),
         (&["serve", "--config", "missing.toml"], "missing.toml"),
         (&["serve", "--config", "."], "."),
+        (&["devices", "bind"], "ADDRESS"),
+        (&["devices", "unbind"], "ADDRESS"),
+        (&["devices", "bind", "nvme0"], "0000:03:00.0"),
+        (&["devices", "unbind", "03:00.0", "--i-know"], "--i-know"),
         (&["discover", "--bogus"], "--bogus"),
         (&["discover", "-s", "70000"], "70000"),
         (&["discover", "-t", "fc"], "rdma"),
@@ -97,6 +102,8 @@ fn help_and_version_are_no_failure() {
         &["--version"],
         &["help", "perf"],
         &["serve", "--help"],
+        &["devices", "--help"],
+        &["devices", "bind", "--help"],
         &["discover", "--help"],
         &["identify", "--help"],
         &["perf", "--help"],
@@ -336,15 +343,23 @@ fn completions_and_manual_pages_come_out() {
         let output = run(folder.path(), &["completions", shell]);
         assert!(output.status.success());
         let script = String::from_utf8(output.stdout).unwrap();
-        for word in ["serve", "discover", "identify", "perf", "iodepth", "hostnqn"] {
+        for word in
+            ["serve", "devices", "i-know", "discover", "identify", "perf", "iodepth", "hostnqn"]
+        {
             assert!(script.contains(word), "{shell}: {word}");
         }
     }
     assert!(run(folder.path(), &["man", "."]).status.success());
     let pages = content(folder.path());
-    for name in
-        ["tidegate", "tidegate-serve", "tidegate-discover", "tidegate-identify", "tidegate-perf"]
-    {
+    for name in [
+        "tidegate",
+        "tidegate-serve",
+        "tidegate-devices",
+        "tidegate-devices-bind",
+        "tidegate-discover",
+        "tidegate-identify",
+        "tidegate-perf",
+    ] {
         let page = format!("{name}.1");
         assert!(pages.contains(&page), "{pages:?}");
         let text = fs::read_to_string(folder.path().join(page)).unwrap();

@@ -73,6 +73,17 @@ fn what_is_in_use_is_never_taken() {
 }
 
 #[test]
+fn one_who_only_looked_at_a_disk_is_waited_for() {
+    let mut machine = Machine::new();
+    let address = machine.add(Function::default());
+    machine.opened(9, "(udev-worker)", "/dev/nvme0n1");
+    assert!(refused(&machine, address, true).contains("nvme0n1 is open in (udev-worker) (9)"));
+    machine.system.passing = std::time::Duration::from_mins(1);
+    *machine.kernel.passing.lock().unwrap() = Some(machine.path("/proc/9/fd/0"));
+    machine.system.bind(address, false).unwrap();
+}
+
+#[test]
 fn what_holds_something_is_taken_only_from_who_knows() {
     let machine = Machine::new();
     let address = machine.add(Function { namespaces: 2, ..Function::default() });
