@@ -7,6 +7,7 @@
 //! own validation.
 
 mod check;
+mod devices;
 pub(crate) mod quantity;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use control::objects::{AnaState, RateLimits};
+use control::objects::AnaState;
 use nvme::Nqn;
 use rustix::thread::{CpuSet, sched_getaffinity};
 use serde::Deserialize;
@@ -25,6 +26,7 @@ use toml::Spanned;
 use transport_rdma::RdmaConfig;
 use uuid::Uuid;
 
+pub(crate) use devices::{Controller, Device, DeviceKind, Direct};
 use quantity::{Size, Time};
 
 /// Reactors without a list of cores.
@@ -39,6 +41,7 @@ pub(crate) struct Config {
     pub(crate) reactors: Reactors,
     pub(crate) memory: Memory,
     pub(crate) transports: Transports,
+    pub(crate) controllers: BTreeMap<String, Spanned<Controller>>,
     pub(crate) devices: BTreeMap<String, Spanned<Device>>,
     pub(crate) subsystems: Vec<Spanned<Subsystem>>,
     pub(crate) referrals: Vec<Spanned<Referral>>,
@@ -249,70 +252,6 @@ pub(crate) enum Success {
     Strict,
     /// Never.
     Off,
-}
-
-/// `[devices.NAME]`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Device {
-    pub(crate) kind: DeviceKind,
-    /// Of a `file` device: a regular file or a block device.
-    pub(crate) path: Option<Spanned<PathBuf>>,
-    /// Of `ram` and `null`; of a `file` that does not exist yet, to create it sparse.
-    pub(crate) size: Option<Spanned<Size>>,
-    /// 512 or 4096; the default is 4096, or what the block device itself has.
-    pub(crate) block_size: Option<Spanned<u32>>,
-    #[serde(default)]
-    pub(crate) read_only: bool,
-    #[serde(default)]
-    pub(crate) direct: Direct,
-    /// Of `delay` and `error`: the device below.
-    pub(crate) base: Option<Spanned<String>>,
-    /// Of `delay`: how long completions are held; those of one operation in a hundred as long as the p99 ones say,
-    /// which are the others unless they are given.
-    pub(crate) read_latency: Option<Spanned<Time>>,
-    pub(crate) read_latency_p99: Option<Spanned<Time>>,
-    pub(crate) write_latency: Option<Spanned<Time>>,
-    pub(crate) write_latency_p99: Option<Spanned<Time>>,
-    /// How much it may do per second.
-    #[serde(default)]
-    pub(crate) limits: RateLimits,
-}
-
-/// The kinds of devices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum DeviceKind {
-    /// Does nothing, at once: for measuring.
-    Null,
-    /// Memory; lost when the daemon ends.
-    Ram,
-    /// A regular file or a block device.
-    File,
-    /// Another device, slow on purpose.
-    Delay,
-    /// Another device, which fails when it is told to.
-    Error,
-}
-
-impl DeviceKind {
-    /// Whether it stands on another device.
-    pub(crate) fn is_layer(self) -> bool {
-        matches!(self, Self::Delay | Self::Error)
-    }
-}
-
-/// Whether a `file` device bypasses the page cache.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Direct {
-    /// Where the file system can.
-    #[default]
-    Auto,
-    /// Refuse the device otherwise.
-    Always,
-    /// Through the page cache.
-    Never,
 }
 
 /// `[[subsystems]]`.

@@ -50,7 +50,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, short, value_name = "FILE", group = "seed")]
     config: Option<PathBuf>,
     /// Devices and subsystems from a JSON file, as `save_config` or SPDK's writes it. A file of --config may then
-    /// say everything but `[devices]`, `[[subsystems]]` and `[[referrals]]`.
+    /// say everything but `[controllers]`, `[devices]`, `[[subsystems]]` and `[[referrals]]`.
     #[arg(long, value_name = "FILE", group = "seed")]
     json: Option<PathBuf>,
     /// Answer JSON-RPC on this Unix socket; `none`: on no socket [default: rpc.socket of the file, else /var/tmp/tidegate.sock].

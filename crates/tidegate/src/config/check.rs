@@ -1,5 +1,6 @@
 //! Checks of a parsed configuration, before anything is created.
 
+mod controllers;
 mod devices;
 
 use std::collections::{BTreeMap, HashSet};
@@ -30,6 +31,7 @@ pub(super) fn check(config: &Config, source: &Source) -> Check {
     rdma(&config.transports.rdma, source)?;
     memory(config, source)?;
     devices::check(&config.devices, source)?;
+    controllers::check(config, source)?;
     let mut names = HashSet::new();
     for (index, entry) in config.subsystems.iter().enumerate() {
         let key = format!("subsystems[{index}]");

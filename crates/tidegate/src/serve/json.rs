@@ -19,13 +19,16 @@ pub(super) fn objects(
     source: &Source,
 ) -> Result<Objects, ConfigError> {
     let refused = |problem: String| ConfigError::of_file(path, problem);
+    let controllers = config.controllers.iter();
+    let mut controllers = controllers.map(|(name, it)| (it.span(), format!("controllers.{name}")));
     let device =
         config.devices.iter().next().map(|(name, it)| (it.span(), format!("devices.{name}")));
     let subsystem = || config.subsystems.first().map(|it| (it.span(), "subsystems[0]".to_owned()));
     let referral = || config.referrals.first().map(|it| (it.span(), "referrals[0]".to_owned()));
-    if let Some((span, key)) = device.or_else(subsystem).or_else(referral) {
+    let object = controllers.next().or(device).or_else(subsystem).or_else(referral);
+    if let Some((span, key)) = object {
         let problem = format!(
-            "devices, subsystems and referrals come from {} already: leave these out, or --json",
+            "controllers, devices, subsystems and referrals come from {} already: leave these out, or --json",
             path.display()
         );
         return Err(source.error(span, key, problem));

@@ -4,11 +4,12 @@ use std::net::IpAddr;
 use std::ops::Range;
 
 use control::objects::{
-    Address, AnaStates, Device, DeviceKind, Direct, FileMethod, Latencies, Namespace, Objects,
-    Referral, Subsystem, Transport, Trtype,
+    Address, AnaStates, Controller, Device, DeviceKind, Direct, FileMethod, Latencies, Namespace,
+    Objects, Place, Referral, Subsystem, Transport, Trtype,
 };
 use control::state::State;
 use nvme::Nqn;
+use nvme_pcie::pci;
 use target::configuration::{
     Configuration, ConfigurationError, MAX_CONTROLLER_ID, MAX_NAMESPACES, Subject,
 };
@@ -27,6 +28,9 @@ const BLOCK_SIZE: u32 = 4096;
 /// What the target would refuse, with its place in the file. Nothing has been opened or made.
 pub(super) fn of(config: &Config, source: &Source) -> Result<Objects, ConfigError> {
     let mut objects = Objects::default();
+    for (name, entry) in &config.controllers {
+        objects.controllers.insert(name.clone(), controller(name, entry.get_ref()));
+    }
     for (name, entry) in &config.devices {
         objects.devices.insert(name.clone(), device(name, entry.get_ref()));
     }
@@ -64,12 +68,30 @@ pub(super) fn check(objects: &Objects, config: &Config) -> Result<(), Configurat
     state.steps(&State::default(), &Configuration::empty()).map(drop)
 }
 
+fn controller(name: &str, controller: &config::Controller) -> Controller {
+    let text = |text: &Option<Spanned<String>>| text.as_ref().map(|text| text.get_ref().clone());
+    // Checked: it has one of them.
+    let place = match text(&controller.address) {
+        Some(address) => {
+            let address: Result<pci::Address, _> = address.parse();
+            Place::Pci(address.map(|address| address.to_string()).unwrap_or_default())
+        }
+        None => Place::Serial(text(&controller.serial).unwrap_or_default()),
+    };
+    Controller::plain(name.to_owned(), place)
+}
+
 fn device(name: &str, device: &config::Device) -> Device {
     // Checked: what has no path has a size.
     let size = device.size.as_ref().map(|size| size.get_ref().0);
     let block_size = device.block_size.as_ref().map(|size| *size.get_ref());
     let base = device.base.as_ref().map(|base| base.get_ref().clone()).unwrap_or_default();
     let kind = match (device.kind, &device.path) {
+        (config::DeviceKind::Nvme, _) => {
+            let controller = device.controller.as_ref().map(|it| it.get_ref().clone());
+            let nsid = device.nsid.as_ref().map_or(0, |nsid| *nsid.get_ref());
+            DeviceKind::Nvme { controller: controller.unwrap_or_default(), nsid }
+        }
         (config::DeviceKind::Error, _) => DeviceKind::Error { base },
         (config::DeviceKind::Delay, _) => DeviceKind::Delay { base, latencies: latencies(device) },
         (config::DeviceKind::File, Some(path)) => DeviceKind::File {
@@ -186,15 +208,15 @@ fn placed(
     source.error(span, key, error)
 }
 
-type Place = Option<(Range<usize>, String)>;
+type Spot = Option<(Range<usize>, String)>;
 
-fn subsystem_at(config: &Config, nqn: &str) -> Place {
+fn subsystem_at(config: &Config, nqn: &str) -> Spot {
     let mut entries = config.subsystems.iter().enumerate();
     let (index, entry) = entries.find(|(_, entry)| entry.get_ref().nqn.get_ref() == nqn)?;
     Some((entry.span(), format!("subsystems[{index}]")))
 }
 
-fn namespace_at(config: &Config, nqn: &str, nsid: u32) -> Place {
+fn namespace_at(config: &Config, nqn: &str, nsid: u32) -> Spot {
     let (_, key) = subsystem_at(config, nqn)?;
     let subsystem = config.subsystems.iter().find(|entry| entry.get_ref().nqn.get_ref() == nqn)?;
     let mut entries = subsystem.get_ref().namespaces.iter().enumerate();
@@ -202,7 +224,7 @@ fn namespace_at(config: &Config, nqn: &str, nsid: u32) -> Place {
     Some((entry.span(), format!("{key}.namespaces[{index}]")))
 }
 
-fn listener_at(config: &Config, wanted: Address) -> Place {
+fn listener_at(config: &Config, wanted: Address) -> Spot {
     config.subsystems.iter().enumerate().find_map(|(index, entry)| {
         let mut listeners = entry.get_ref().listeners.iter().enumerate();
         let (number, listener) = listeners.find(|(_, it)| address_of(it.get_ref()) == wanted)?;

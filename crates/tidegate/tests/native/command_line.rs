@@ -1,6 +1,7 @@
 //! The command line: what is refused how, that nothing is created then, and that what is offered is there.
 
 mod banner;
+mod controllers;
 mod devices;
 mod failures;
 

@@ -138,9 +138,9 @@ fn device(entry: &Spanned<Device>, key: &str, source: &Source) -> Check {
         (DeviceKind::Null | DeviceKind::Ram, None, None) => {
             Err(source.error(entry.span(), format!("{key}.size"), "is missing"))
         }
-        // Layers have been checked as such.
+        // Layers have been checked as such, and namespaces will be.
         (DeviceKind::Null | DeviceKind::Ram, None, Some(_))
-        | (DeviceKind::Delay | DeviceKind::Error, ..) => Ok(()),
+        | (DeviceKind::Delay | DeviceKind::Error | DeviceKind::Nvme, ..) => Ok(()),
     }
 }
 

@@ -64,16 +64,20 @@ fn strangers(entry: &Spanned<Device>, key: &str, source: &Source) -> Check {
     }
     let device = entry.get_ref();
     let (layer, delay) = (device.kind.is_layer(), device.kind == DeviceKind::Delay);
+    let nvme = device.kind == DeviceKind::Nvme;
+    let medium = !layer && !nvme;
     let places = [
         ("base", place(device.base.as_ref()), layer, "delay or error"),
         ("read_latency", place(device.read_latency.as_ref()), delay, "delay"),
         ("read_latency_p99", place(device.read_latency_p99.as_ref()), delay, "delay"),
         ("write_latency", place(device.write_latency.as_ref()), delay, "delay"),
         ("write_latency_p99", place(device.write_latency_p99.as_ref()), delay, "delay"),
-        ("path", place(device.path.as_ref()), !layer, "file"),
-        ("size", place(device.size.as_ref()), !layer, "file, ram or null"),
-        ("block_size", place(device.block_size.as_ref()), !layer, "file, ram or null"),
-        ("read_only", device.read_only.then(|| entry.span()), !layer, "file, ram or null"),
+        ("path", place(device.path.as_ref()), medium, "file"),
+        ("size", place(device.size.as_ref()), medium, "file, ram or null"),
+        ("block_size", place(device.block_size.as_ref()), medium, "file, ram or null"),
+        ("read_only", device.read_only.then(|| entry.span()), medium, "file, ram or null"),
+        ("controller", place(device.controller.as_ref()), nvme, "nvme"),
+        ("nsid", place(device.nsid.as_ref()), nvme, "nvme"),
     ];
     for (field, place, fits, kinds) in places {
         if let Some(span) = place
