@@ -3,8 +3,8 @@
 
 use std::io;
 
-use io_uring::IoUring;
-use memory::{Arena, Pool, SLAB_SIZE, Segment};
+use io_uring::Submitter;
+use memory::{Pool, SLAB_SIZE, Segment};
 
 use super::op::IoVec;
 
@@ -18,8 +18,8 @@ pub(super) struct Buffers {
     places: usize,
     /// By region: the slab's first byte, if it is registered.
     bases: Vec<Option<usize>>,
-    /// Keeps the registered memory mapped.
-    arenas: Vec<Arena>,
+    /// What was to be registered; keeps it mapped.
+    pools: Vec<Pool>,
     refused: bool,
 }
 
@@ -29,14 +29,22 @@ impl Buffers {
             reactor,
             places: usize::try_from(places).unwrap_or(0),
             bases: Vec::new(),
-            arenas: Vec::new(),
+            pools: Vec::new(),
             refused: false,
         }
     }
 
+    /// The pools that were to be registered.
+    pub(super) fn pools(&self) -> &[Pool] {
+        &self.pools
+    }
+
     /// Registers the slabs that are new; the number registered in all.
-    pub(super) fn register(&mut self, uring: &IoUring, pool: &Pool) -> usize {
-        let before = self.count();
+    pub(super) fn register(&mut self, kernel: &Submitter<'_>, pool: &Pool) -> usize {
+        let first = |pool: &Pool| pool.slabs().first().map(|slab| slab.region);
+        if !self.pools.iter().any(|known| first(known) == first(pool)) {
+            self.pools.push(pool.clone());
+        }
         for slab in pool.slabs() {
             let region = usize::from(slab.region.0);
             if region >= self.places || self.refused {
@@ -49,7 +57,7 @@ impl Buffers {
                 continue;
             };
             let buffer = IoVec { base: slab.base(), len: SLAB_SIZE };
-            match update(uring, u32::from(slab.region.0), buffer) {
+            match update(kernel, u32::from(slab.region.0), buffer) {
                 Ok(()) => *base = Some(slab.base().addr()),
                 Err(error) => {
                     self.refused = true;
@@ -63,11 +71,7 @@ impl Buffers {
                 }
             }
         }
-        let count = self.count();
-        if count > before {
-            self.arenas.push(pool.arena().clone());
-        }
-        count
+        self.count()
     }
 
     fn count(&self) -> usize {
@@ -84,14 +88,14 @@ impl Buffers {
 }
 
 /// Puts one buffer into the ring's table.
-pub(super) fn update(uring: &IoUring, place: u32, buffer: IoVec) -> io::Result<()> {
+pub(super) fn update(kernel: &Submitter<'_>, place: u32, buffer: IoVec) -> io::Result<()> {
     let list = std::slice::from_ref(&buffer);
     // SAFETY: `IoVec` has the layout of `struct iovec`, and the list lives through the call. The
     // kernel pins the pages; what it writes into them later is decided by operations, and each of
-    // those owns its segment. The caller keeps the memory mapped (`Buffers::arenas`, or a buffer
+    // those owns its segment. The caller keeps the memory mapped (`Buffers::pools`, or a buffer
     // that outlives the ring), so a place never names memory that was given to somebody else.
     unsafe {
         let list = std::slice::from_raw_parts(list.as_ptr().cast(), list.len());
-        uring.submitter().register_buffers_update(place, list, None)
+        kernel.register_buffers_update(place, list, None)
     }
 }

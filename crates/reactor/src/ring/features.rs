@@ -188,11 +188,11 @@ impl Trial {
     /// Only whether it works at all; whether the limit on locked memory suffices shows later.
     fn try_fixed_buffer(&mut self) -> io::Result<()> {
         let at = self.bytes.as_mut_ptr();
-        buffers::update(&self.uring, 0, IoVec { base: at, len: self.bytes.len() })?;
+        buffers::update(&self.uring.submitter(), 0, IoVec { base: at, len: self.bytes.len() })?;
         self.bytes.fill(0);
         let fd = types::Fd(self.file.as_raw_fd());
         let result = self.expect(&opcode::ReadFixed::new(fd, at, 8, 0).offset(8).build(), 8);
-        buffers::update(&self.uring, 0, IoVec::EMPTY)?;
+        buffers::update(&self.uring.submitter(), 0, IoVec::EMPTY)?;
         result?;
         self.same()
     }

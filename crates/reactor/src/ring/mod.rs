@@ -13,10 +13,12 @@
 
 #![allow(unsafe_code)]
 
+mod base;
 mod buffers;
 mod core;
 mod features;
 mod files;
+mod ledger;
 mod op;
 
 use std::cell::RefCell;
