@@ -55,8 +55,8 @@ impl<S: squeue::EntryMarker, C: cqueue::EntryMarker, H> Base<S, C, H> {
         self.files.register(&self.uring.submitter(), file)
     }
 
-    pub(super) fn register_pool(&mut self, pool: &Pool) -> usize {
-        self.buffers.register(&self.uring.submitter(), pool)
+    pub(super) fn register_pool(&mut self, pool: &Pool, at_most: usize) -> usize {
+        self.buffers.register(&self.uring.submitter(), pool, at_most)
     }
 
     pub(super) fn has_completions(&mut self) -> bool {

@@ -39,15 +39,21 @@ impl Buffers {
         &self.pools
     }
 
-    /// Registers the slabs that are new; the number registered in all.
-    pub(super) fn register(&mut self, kernel: &Submitter<'_>, pool: &Pool) -> usize {
+    /// Registers `at_most` of the slabs that are new; the number registered in all.
+    pub(super) fn register(
+        &mut self,
+        kernel: &Submitter<'_>,
+        pool: &Pool,
+        at_most: usize,
+    ) -> usize {
+        let enough = self.count().saturating_add(at_most);
         let first = |pool: &Pool| pool.slabs().first().map(|slab| slab.region);
         if !self.pools.iter().any(|known| first(known) == first(pool)) {
             self.pools.push(pool.clone());
         }
         for slab in pool.slabs() {
             let region = usize::from(slab.region.0);
-            if region >= self.places || self.refused {
+            if region >= self.places || self.refused || self.count() >= enough {
                 break;
             }
             if self.bases.len() <= region {
@@ -74,7 +80,7 @@ impl Buffers {
         self.count()
     }
 
-    fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.bases.iter().flatten().count()
     }
 

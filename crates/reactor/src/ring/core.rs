@@ -91,7 +91,7 @@ impl Core {
     }
 
     pub(super) fn register_pool(&mut self, pool: &Pool) -> usize {
-        self.base.register_pool(pool)
+        self.base.register_pool(pool, usize::MAX)
     }
 
     pub(super) fn pools(&self) -> &[Pool] {
