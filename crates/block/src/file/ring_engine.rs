@@ -15,8 +15,8 @@ use reactor::ring::{FallocateFlags, Features, Op, Port, Ring, RingFile, Segments
 use rustix::io::Errno;
 use slab::Slab;
 
-use super::fault::Fault;
 use super::medium::{Medium, PUNCH, ZERO};
+use crate::fault::Fault;
 use crate::{Kind, Operation, Token};
 
 /// Operations of one queue in progress at most: one host queue's worth. More would only wait in
