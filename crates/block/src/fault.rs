@@ -1,7 +1,9 @@
 //! What goes wrong with an I/O, and the one table that says what it means.
 
+use nvme::Status;
 use rustix::io::Errno;
 
+use crate::namespace::error_kind;
 use crate::{ErrorKind, Kind};
 
 /// Why an operation did not succeed.
@@ -15,6 +17,8 @@ pub(crate) enum Fault {
     Miscompare,
     /// Given up on request, before it had any effect.
     Aborted,
+    /// The controller of an NVMe device said so.
+    Status(Status),
     /// An earlier failure to make data durable forbids to promise it now.
     NotDurable,
     /// Something of ours is wrong.
@@ -29,6 +33,7 @@ impl Fault {
             Fault::End => ErrorKind::OutOfRange,
             Fault::Miscompare => ErrorKind::Miscompare,
             Fault::Aborted => ErrorKind::Aborted,
+            Fault::Status(status) => error_kind(status),
             Fault::NotDurable => ErrorKind::MediumWrite,
             Fault::Internal => ErrorKind::Internal,
         }
@@ -51,7 +56,7 @@ impl Fault {
             | Fault::NotDurable
             | Fault::Internal => false,
             Fault::System(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) | Fault::End => !direct,
-            Fault::System(_) => true,
+            Fault::System(_) | Fault::Status(_) => true,
         }
     }
 }

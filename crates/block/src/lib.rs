@@ -29,6 +29,7 @@ pub mod injection;
 mod inquiry;
 mod layer;
 mod lock;
+pub mod namespace;
 pub mod null;
 mod operation;
 pub mod ram;
