@@ -32,6 +32,7 @@ mod lock;
 pub mod namespace;
 pub mod null;
 mod operation;
+pub mod passthrough;
 pub mod ram;
 mod workers;
 

@@ -38,6 +38,36 @@ storage_prepare() {
   head -c 1M /dev/urandom >"$backing/read-only" && truncate -s 16M "$backing/read-only"
 }
 
+# Loads the driver of NVMe SSDs anew, with these options, and links the generic devices of the machine's two under
+# /run/ssd by their serial numbers: tg0001n1, tg0001n2, tg0002n1.
+ssds_prepare() {
+  modprobe -r nvme
+  modprobe nvme "$@"
+  mkdir -p /run/ssd
+  wait_until 20 ssds_link || skip "this machine has no SSDs"
+}
+
+ssds_link() {
+  local controller namespace name
+  for controller in /sys/class/nvme/*; do
+    [ "$(cat "$controller/transport")" = pcie ] || continue
+    for namespace in "$controller"/ng*; do
+      name=$(tr -d ' ' <"$controller/serial")n${namespace##*n}
+      ln -sfn "/dev/${namespace##*/}" "/run/ssd/$name"
+    done
+  done
+  [ -c /run/ssd/tg0001n1 ] && [ -c /run/ssd/tg0001n2 ] && [ -c /run/ssd/tg0002n1 ]
+}
+
+# The block device of one of them, or with `controller`, its controller: ssd tg0001n2 [controller]
+ssd() {
+  local name
+  name=$(readlink "/run/ssd/$1")
+  name=/dev/nvme${name#/dev/ng}
+  [ "${2:-}" != controller ] || name=${name%n*}
+  echo "$name"
+}
+
 # Bytes of a file that are allocated on the backing file system.
 allocated() {
   sync "$1"

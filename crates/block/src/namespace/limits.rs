@@ -139,7 +139,7 @@ mod tests {
             }
             Kind::Deallocate => {
                 let (range, all) = (u64::from(nvm.dmrsl.get()), nvm.dmsl.get());
-                blocks <= u64::from(u32::MAX)
+                u32::try_from(blocks).is_ok()
                     && (range == 0 || blocks <= range)
                     && (all == 0 || blocks <= all)
             }

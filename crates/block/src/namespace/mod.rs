@@ -184,7 +184,7 @@ mod tests {
         list.push(Descriptor::Eui64([3; 8]));
         list.push(Descriptor::Uuid(Uuid::from_u128(7)));
         list.push(Descriptor::Nguid([2; 16]));
-        named.descriptors = Box::new(*list.bytes());
+        *named.descriptors = *list.bytes();
         let expected = Identity { uuid: Some(Uuid::from_u128(7)), nguid: Some([2; 16]) };
         assert_eq!(named.identity(), expected);
     }

@@ -55,12 +55,22 @@ pub(crate) trait Blocking: Debug + Send + Sync + 'static {
     fn sync(&self) -> Result<(), Fault>;
 
     fn compare(&self, offset: u64, data: &[u8]) -> Result<(), Fault> {
+        self.compare_by_reading(offset, data)
+    }
+
+    fn verify(&self, offset: u64, len: u64) -> Result<(), Fault> {
+        self.verify_by_reading(offset, len)
+    }
+
+    /// Where the medium cannot compare.
+    fn compare_by_reading(&self, offset: u64, data: &[u8]) -> Result<(), Fault> {
         let mut found = Bounce::zeroed(data.len());
         self.read(offset, found.as_mut())?;
         if found.as_ref() == data { Ok(()) } else { Err(Fault::Miscompare) }
     }
 
-    fn verify(&self, offset: u64, len: u64) -> Result<(), Fault> {
+    /// Where the medium cannot verify.
+    fn verify_by_reading(&self, offset: u64, len: u64) -> Result<(), Fault> {
         let mut data = Bounce::zeroed(piece(len));
         each_piece(offset, len, |offset, len| {
             self.read(offset, data.as_mut().get_mut(..len).unwrap_or_default())

@@ -35,7 +35,7 @@ use super::{Features, RingFile};
 use crate::{EventSource, Interest, Local, Poller, PollerId, Progress};
 
 pub use self::command::{NvmeOp, Payload};
-pub use self::namespace::{Data, Namespace, NamespaceError};
+pub use self::namespace::{Data, Namespace, NamespaceError, is_generic_device};
 
 /// The ring's descriptor among the driver's events.
 const RING: u32 = 0;

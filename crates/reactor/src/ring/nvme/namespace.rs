@@ -4,7 +4,6 @@ use std::ffi::{c_int, c_void};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use nvme::Status;
 use nvme::admin::{self, IDENTIFY_LENGTH, Identify};
 use nvme::identify::{Cns, IdentifyNamespace};
 use nvme::io::{Command, Transfer};
-use rustix::fs::{fstat, major, minor};
+use rustix::fs::{Dev, FileType, fstat, major, minor};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
 use thiserror::Error;
@@ -80,7 +79,9 @@ impl Namespace {
     /// # Errors
     /// If it cannot be used.
     pub fn new(file: OwnedFd) -> Result<(Namespace, Box<IdentifyNamespace>), NamespaceError> {
-        if !is_generic_device(&file) {
+        let facts = fstat(&file).map_err(NamespaceError::System)?;
+        let is_character = FileType::from_raw_mode(facts.st_mode) == FileType::CharacterDevice;
+        if !is_character || !is_generic_device(facts.st_rdev) {
             return Err(NamespaceError::NotNvme);
         }
         // SAFETY: the file is such a device, and the call takes no argument.
@@ -247,14 +248,11 @@ impl AsFd for Namespace {
     }
 }
 
-/// Whether the file is what the kernel calls by that name.
-fn is_generic_device(file: &OwnedFd) -> bool {
-    let class = fstat(file).ok().and_then(|facts| {
-        let (major, minor) = (major(facts.st_rdev), minor(facts.st_rdev));
-        let link = PathBuf::from(format!("/sys/dev/char/{major}:{minor}/subsystem"));
-        fs::read_link(link).ok()
-    });
-    class.is_some_and(|class| class.file_name().is_some_and(|name| name == "nvme-generic"))
+/// Whether this character device is a namespace's, by what the kernel calls its class.
+pub fn is_generic_device(device: Dev) -> bool {
+    let (major, minor) = (major(device), minor(device));
+    let class = fs::read_link(format!("/sys/dev/char/{major}:{minor}/subsystem"));
+    class.is_ok_and(|class| class.file_name().is_some_and(|name| name == "nvme-generic"))
 }
 
 /// The block size, if the format can be used.
