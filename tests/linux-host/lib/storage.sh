@@ -39,21 +39,26 @@ storage_prepare() {
 }
 
 # Loads the driver of NVMe SSDs anew, with these options, and links the generic devices of the machine's two under
-# /run/ssd by their serial numbers: tg0001n1, tg0001n2, tg0002n1.
+# /run/ssd by serial number and namespace: tg0001n1, tg0001n2, tg0002n1. (The number in a device's own name is not the
+# namespace's, and which controller comes first is chance.)
 ssds_prepare() {
-  modprobe -r nvme
+  # udev may be looking at a disk that was just closed.
+  wait_until 20 modprobe -r nvme
   modprobe nvme "$@"
   mkdir -p /run/ssd
   wait_until 20 ssds_link || skip "this machine has no SSDs"
 }
 
 ssds_link() {
-  local controller namespace name
+  local controller namespace serial
+  rm -f /run/ssd/*
   for controller in /sys/class/nvme/*; do
     [ "$(cat "$controller/transport")" = pcie ] || continue
-    for namespace in "$controller"/ng*; do
-      name=$(tr -d ' ' <"$controller/serial")n${namespace##*n}
-      ln -sfn "/dev/${namespace##*/}" "/run/ssd/$name"
+    serial=$(tr -d ' ' <"$controller/serial")
+    for namespace in "$controller"/nvme*n*/nsid; do
+      [ -e "$namespace" ] || continue
+      ln -s "$(sed -E 's/.*nvme([0-9]+n[0-9]+).nsid$/\/dev\/ng\1/' <<<"$namespace")" \
+        "/run/ssd/${serial}n$(cat "$namespace")"
     done
   done
   [ -c /run/ssd/tg0001n1 ] && [ -c /run/ssd/tg0001n2 ] && [ -c /run/ssd/tg0002n1 ]

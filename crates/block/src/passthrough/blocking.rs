@@ -4,9 +4,10 @@ use std::thread;
 
 use nvme::io::{BlockRange, Command};
 use reactor::ring::nvme::Data;
+use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
-use super::medium::{Medium, is_passing, list};
+use super::medium::{Medium, is_doubtful, is_passing, list};
 use super::{RETRIES, patience};
 use crate::fault::Fault;
 use crate::workers::{Blocking, write_zeroes};
@@ -22,12 +23,12 @@ impl Medium {
                 Ok(status) => Fault::Status(status),
                 Err(errno) => Fault::System(errno),
             };
+            if is_doubtful(fault) && self.is_gone() {
+                self.remove();
+                return Err(Fault::System(Errno::NODEV));
+            }
             if !is_passing(fault) || tries == RETRIES {
                 return Err(fault);
-            }
-            if self.is_gone() {
-                self.remove();
-                return Err(Fault::System(rustix::io::Errno::NODEV));
             }
             thread::sleep(patience(tries));
             tries += 1;

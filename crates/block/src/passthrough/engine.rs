@@ -15,7 +15,7 @@ use reactor::ring::nvme::{CommandPort, CommandRing, NvmeOp, Payload, RingNamespa
 use rustix::io::Errno;
 use slab::Slab;
 
-use super::medium::{Medium, is_passing, list};
+use super::medium::{Medium, is_doubtful, is_passing, list};
 use super::{RETRIES, patience};
 use crate::fault::Fault;
 use crate::{Kind, Operation, Token};
@@ -39,7 +39,7 @@ pub(super) struct CommandEngine {
     delayed: Vec<(Instant, usize)>,
     /// Parts that cannot be put anywhere: a mistake of ours.
     broken: Vec<usize>,
-    /// A part was delayed since it was last asked.
+    /// Something failed since this was last asked that makes one doubt that the device is there.
     doubt: bool,
 }
 
@@ -167,10 +167,10 @@ impl CommandEngine {
                 return;
             };
             let fault = fault(result);
+            *doubt |= fault.is_some_and(is_doubtful);
             if fault.is_some_and(is_passing) && part.tries < RETRIES && !medium.is_removed() {
                 delayed.push((now + patience(part.tries), index));
                 part.tries += 1;
-                *doubt = true;
                 return;
             }
             let operation = parts.remove(index).operation;

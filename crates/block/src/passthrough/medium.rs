@@ -1,7 +1,7 @@
 //! An open namespace: what all its queues and workers share, and the commands for it.
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
 
@@ -54,7 +54,8 @@ impl Medium {
 
     /// Whether the device is no longer there. May block.
     pub(super) fn is_gone(&self) -> bool {
-        is_gone(&self.entry)
+        // Anything but a plain answer says nothing about the device.
+        matches!(self.entry.try_exists(), Ok(false))
     }
 
     pub(super) fn is_removed(&self) -> bool {
@@ -92,11 +93,6 @@ pub(super) fn list(range: BlockRange) -> DsmRange {
     DsmRange::new(range.slba, range.blocks)
 }
 
-fn is_gone(entry: &Path) -> bool {
-    // Anything but a plain answer says nothing about the device.
-    matches!(entry.try_exists(), Ok(false))
-}
-
 /// Whether what failed so may succeed in a while.
 pub(super) fn is_passing(fault: Fault) -> bool {
     match fault {
@@ -105,4 +101,9 @@ pub(super) fn is_passing(fault: Fault) -> bool {
         Fault::System(errno) => matches!(errno, Errno::INTR | Errno::AGAIN),
         _ => false,
     }
+}
+
+/// Whether this may be how a device that was pulled out shows.
+pub(super) fn is_doubtful(fault: Fault) -> bool {
+    matches!(fault, Fault::System(Errno::NODEV | Errno::NXIO)) || is_passing(fault)
 }

@@ -29,6 +29,8 @@ mod engine;
 mod medium;
 mod open;
 mod queue;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

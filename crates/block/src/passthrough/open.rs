@@ -9,7 +9,7 @@ use std::sync::{Arc, Once};
 use nvme::admin::Identify;
 use nvme::identify::{Cns, Csi};
 use reactor::ring::Features;
-use reactor::ring::nvme::{Namespace, NamespaceError, is_generic_device};
+use reactor::ring::nvme::{Namespace, NamespaceError, PINNED, is_generic_device};
 use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, major, minor, stat};
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes};
@@ -213,12 +213,14 @@ fn optional<T: FromBytes + IntoBytes>(
     }
 }
 
-/// What the kernel allows. Memory that is not in one piece takes a segment per page, and one more if it begins inside one.
+/// What the kernel allows, and what can be pinned. Memory that is not in one piece takes a segment per page, and one more
+/// if it begins inside one.
 fn sizes(facts: &DiskFacts) -> Sizes {
     let pages = facts.max_segments.map(|segments| segments.saturating_sub(1));
     let pieces = pages.map(|pages| pages.saturating_mul(u64::from(PAGE)));
     let least = [facts.max_bytes, pieces].into_iter().flatten().min();
-    Sizes { page: PAGE, transfer: least.unwrap_or(u64::from(PAGE)) }
+    let least = least.unwrap_or(u64::from(PAGE));
+    Sizes { page: PAGE, transfer: least.min(PINNED as u64) }
 }
 
 /// A name as controllers have them, padded with spaces.
@@ -250,7 +252,8 @@ mod tests {
         let facts = |max_bytes, max_segments| {
             sizes(&DiskFacts { max_bytes, max_segments, ..DiskFacts::default() }).transfer
         };
-        assert_eq!(facts(Some(512 << 10), Some(127)), 126 << 12);
+        assert_eq!(facts(Some(512 << 10), Some(33)), 32 << 12);
+        assert_eq!(facts(Some(2 << 20), Some(512)), 256 << 10, "what is pinned in one piece");
         assert_eq!(facts(Some(128 << 10), Some(127)), 128 << 10);
         assert_eq!(facts(None, Some(0)), 0);
         assert_eq!(facts(None, None), 4096, "a page is always allowed");

@@ -11,7 +11,7 @@ use io_uring::{EnterFlags, IoUring, cqueue, squeue, types};
 use memory::Pool;
 use rustix::io::Errno;
 
-use super::buffers::{self, Buffers};
+use super::buffers::{Buffers, Table};
 use super::features::Features;
 use super::files::{self, FileTable, RingFile};
 use super::ledger::Ledger;
@@ -31,17 +31,23 @@ pub(super) struct Base<S: squeue::EntryMarker, C: cqueue::EntryMarker, H> {
 }
 
 impl<S: squeue::EntryMarker, C: cqueue::EntryMarker, H> Base<S, C, H> {
-    pub(super) fn new(reactor: usize, uring: IoUring<S, C>, features: Features) -> Self {
+    pub(super) fn new(
+        reactor: usize,
+        uring: IoUring<S, C>,
+        features: Features,
+        mut table: Table,
+    ) -> Self {
         let count = uring.params().sq_entries();
-        let places = |feature, places| {
-            if features.contains(feature) { places } else { 0 }
-        };
+        let files = features.contains(Features::REGISTERED_FILES);
+        if !features.contains(Features::FIXED_BUFFERS) {
+            table.places = 0;
+        }
         Base {
             reactor,
             features,
             ledger: Ledger::new(count),
-            files: FileTable::new(places(Features::REGISTERED_FILES, files::TABLE)),
-            buffers: Buffers::new(reactor, places(Features::FIXED_BUFFERS, buffers::TABLE)),
+            files: FileTable::new(if files { files::TABLE } else { 0 }),
+            buffers: Buffers::new(reactor, table),
             reported: false,
             uring,
         }

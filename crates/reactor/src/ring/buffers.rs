@@ -1,5 +1,6 @@
-//! Fixed buffers: the slabs of the reactor's pools in the ring's sparse table, a slab's index being its
-//! region. Other reactors' slabs are not registered: every registration pins their pages once more.
+//! Fixed buffers: the slabs of the reactor's pools in the ring's sparse table, in the order of their registration, each
+//! in as many pieces as the ring's operations want. Other reactors' slabs are not registered: every registration pins
+//! their pages once more.
 
 use std::io;
 
@@ -8,30 +9,47 @@ use memory::{Pool, SLAB_SIZE, Segment};
 
 use super::op::IoVec;
 
-/// Places in the table: 8 GiB of slabs. What lies beyond is used as plain memory.
-pub(super) const TABLE: u32 = 4096;
+/// How a ring's table of buffers is laid out. What it has no room for is used as plain memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Table {
+    /// Bytes of a place; divides a slab.
+    pub(super) piece: usize,
+    pub(super) places: u32,
+}
+
+/// For files: 8 GiB, in whole slabs.
+pub(super) const FILES: Table = Table { piece: SLAB_SIZE, places: 4096 };
+
+/// For NVMe commands: 4 GiB, as much as kernels take in pieces of that size. See [`super::nvme::PINNED`].
+pub(super) const COMMANDS: Table = Table { piece: super::nvme::PINNED, places: 1 << 14 };
+
+/// A slab that the kernel has pinned.
+#[derive(Debug, Clone, Copy)]
+struct Pinned {
+    /// Its first byte.
+    base: usize,
+    /// Its first place in the table.
+    place: u32,
+}
 
 /// Which slabs the kernel has pinned.
 #[derive(Debug)]
 pub(super) struct Buffers {
     reactor: usize,
-    places: usize,
-    /// By region: the slab's first byte, if it is registered.
-    bases: Vec<Option<usize>>,
+    table: Table,
+    /// Places that are taken.
+    used: u32,
+    /// By region: the slab, if it is registered.
+    slabs: Vec<Option<Pinned>>,
     /// What was to be registered; keeps it mapped.
     pools: Vec<Pool>,
     refused: bool,
 }
 
 impl Buffers {
-    pub(super) fn new(reactor: usize, places: u32) -> Buffers {
-        Buffers {
-            reactor,
-            places: usize::try_from(places).unwrap_or(0),
-            bases: Vec::new(),
-            pools: Vec::new(),
-            refused: false,
-        }
+    pub(super) fn new(reactor: usize, table: Table) -> Buffers {
+        let (slabs, pools) = (Vec::new(), Vec::new());
+        Buffers { reactor, table, used: 0, slabs, pools, refused: false }
     }
 
     /// The pools that were to be registered.
@@ -52,44 +70,59 @@ impl Buffers {
             self.pools.push(pool.clone());
         }
         for slab in pool.slabs() {
-            let region = usize::from(slab.region.0);
-            if region >= self.places || self.refused || self.count() >= enough {
+            if self.refused || self.count() >= enough {
                 break;
             }
-            if self.bases.len() <= region {
-                self.bases.resize(region + 1, None);
+            let region = usize::from(slab.region.0);
+            if self.slabs.len() <= region {
+                self.slabs.resize(region + 1, None);
             }
-            let Some(base) = self.bases.get_mut(region).filter(|base| base.is_none()) else {
-                continue;
-            };
-            let buffer = IoVec { base: slab.base(), len: SLAB_SIZE };
-            match update(kernel, u32::from(slab.region.0), buffer) {
-                Ok(()) => *base = Some(slab.base().addr()),
-                Err(error) => {
-                    self.refused = true;
-                    tracing::warn!(
-                        "reactor {}: io_uring may not pin more than {} MiB of buffers ({error}); \
-                         the rest is used unpinned, which costs CPU on every I/O; \
-                         raise the limit on locked memory (ulimit -l)",
-                        self.reactor,
-                        (self.bases.iter().flatten().count() * SLAB_SIZE) >> 20,
-                    );
+            if self.slabs.get(region).is_some_and(Option::is_none) {
+                let pinned = self.pin(kernel, slab.base());
+                if let Some(place) = self.slabs.get_mut(region) {
+                    *place = pinned;
                 }
             }
         }
         self.count()
     }
 
-    pub(super) fn count(&self) -> usize {
-        self.bases.iter().flatten().count()
+    /// Registers one slab, if there is room.
+    fn pin(&mut self, kernel: &Submitter<'_>, base: *mut u8) -> Option<Pinned> {
+        let pieces = u32::try_from(SLAB_SIZE / self.table.piece).ok()?;
+        let end = self.used.checked_add(pieces).filter(|end| *end <= self.table.places)?;
+        for (place, offset) in (self.used..end).zip((0..).step_by(self.table.piece)) {
+            let buffer = IoVec { base: base.wrapping_add(offset), len: self.table.piece };
+            if let Err(error) = update(kernel, place, buffer) {
+                self.refused = true;
+                tracing::warn!(
+                    "reactor {}: io_uring may not pin more than {} MiB of buffers ({error}); \
+                     the rest is used unpinned, which costs CPU on every I/O; \
+                     raise the limit on locked memory (ulimit -l)",
+                    self.reactor,
+                    (self.count() * SLAB_SIZE) >> 20,
+                );
+                return None;
+            }
+        }
+        let pinned = Pinned { base: base.addr(), place: self.used };
+        self.used = end;
+        Some(pinned)
     }
 
-    /// The place of the slab that holds the whole segment.
+    pub(super) fn count(&self) -> usize {
+        self.slabs.iter().flatten().count()
+    }
+
+    /// The place of the piece that holds the whole segment.
     pub(super) fn place(&self, segment: &Segment) -> Option<u16> {
-        let region = segment.region()?.0;
-        let base = (*self.bases.get(usize::from(region))?)?;
+        let Pinned { base, place } = (*self.slabs.get(usize::from(segment.region()?.0))?)?;
         let offset = segment.as_ptr().addr().checked_sub(base)?;
-        (offset.checked_add(segment.len())? <= SLAB_SIZE).then_some(region)
+        let piece = offset.checked_div(self.table.piece)?;
+        let end = piece.checked_add(1)?.checked_mul(self.table.piece)?;
+        let fits = offset.checked_add(segment.len())? <= end.min(SLAB_SIZE);
+        let place = place.checked_add(u32::try_from(piece).ok()?)?;
+        if fits { u16::try_from(place).ok() } else { None }
     }
 }
 

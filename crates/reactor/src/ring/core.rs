@@ -19,7 +19,7 @@ use io_uring::{cqueue, opcode, types};
 use memory::Pool;
 
 use super::base::Base;
-use super::buffers::Buffers;
+use super::buffers::{self, Buffers};
 use super::features::{self, Features};
 use super::files::{FileTable, RingFile};
 use super::op::{Held, IoVec, MAX_SEGMENTS, Op, Segments};
@@ -58,7 +58,7 @@ pub(super) struct Core {
 impl Core {
     pub(super) fn new(reactor: usize, entries: u32, without: Features) -> io::Result<Core> {
         let (uring, features) = features::set_up(entries.clamp(8, 32768), without)?;
-        let base = Base::new(reactor, uring, features);
+        let base = Base::new(reactor, uring, features, buffers::FILES);
         let capacity = base.ledger.capacity();
         Ok(Core {
             base,

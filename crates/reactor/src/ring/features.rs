@@ -84,7 +84,7 @@ fn consistent(mut features: Features) -> Features {
 /// A ring for files with everything that works; says what it has.
 pub(super) fn set_up(entries: u32, without: Features) -> io::Result<(IoUring, Features)> {
     let wanted = Features::all() - Features::OF_COMMANDS - without;
-    let (uring, features) = make(entries, wanted)?;
+    let (uring, features) = make(entries, wanted, buffers::FILES)?;
     let mut trial = Trial::new(uring)?;
     let lacking = trial.run(features)?;
     Ok((trial.uring, features - lacking))
@@ -101,13 +101,14 @@ pub(super) fn set_up_commands(
     if !wanted.contains(Features::FIXED_COMMANDS) {
         wanted.remove(Features::FIXED_BUFFERS);
     }
-    make(entries, wanted)
+    make(entries, wanted, buffers::COMMANDS)
 }
 
 /// Makes a ring with the setup flags that work, and its tables; says what it has.
 fn make<S: squeue::EntryMarker, C: cqueue::EntryMarker>(
     entries: u32,
     mut wanted: Features,
+    table: buffers::Table,
 ) -> io::Result<(IoUring<S, C>, Features)> {
     let uring = loop {
         match build(entries, consistent(wanted)) {
@@ -130,7 +131,7 @@ fn make<S: squeue::EntryMarker, C: cqueue::EntryMarker>(
         features.remove(Features::REGISTERED_FILES);
     }
     if features.contains(Features::FIXED_BUFFERS)
-        && tables.register_buffers_sparse(buffers::TABLE).is_err()
+        && tables.register_buffers_sparse(table.places).is_err()
     {
         features.remove(Features::FIXED_BUFFERS);
     }

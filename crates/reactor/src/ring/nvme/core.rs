@@ -15,6 +15,7 @@ use memory::Pool;
 
 use super::command::{Held, NvmeOp, Place, prepare};
 use crate::ring::base::Base;
+use crate::ring::buffers;
 use crate::ring::core::CLOSE_DEADLINE;
 use crate::ring::features::{self, Features};
 use crate::ring::files::RingFile;
@@ -30,7 +31,7 @@ impl CommandCore {
     /// One with all of the features `wanted` that the kernel has.
     pub(super) fn new(reactor: usize, entries: u32, wanted: Features) -> io::Result<CommandCore> {
         let (uring, features) = features::set_up_commands(entries, wanted)?;
-        let base = Base::new(reactor, uring, features);
+        let base = Base::new(reactor, uring, features, buffers::COMMANDS);
         let places = vec![Place::new(); base.ledger.capacity()].into();
         Ok(CommandCore { base, places, closed: false })
     }

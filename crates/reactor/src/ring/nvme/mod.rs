@@ -11,7 +11,9 @@
 //! ring does without deferred task work (see `Core::sleep`) unless the reactor never sleeps.
 //!
 //! **Pinned memory**: the pools that the reactor's own ring knows are registered here too, a slab per turn, as each
-//! takes milliseconds. Until then they are used as plain memory.
+//! takes milliseconds. Until then they are used as plain memory. They are registered in pieces of [`PINNED`] bytes, which a
+//! command must not exceed to profit: kernels before 6.12 hold all that remains of a registered piece, not only what
+//! a command uses of it, against the number of segments that the driver takes, which is some 127 pages.
 //!
 //! Rejected: large entries on the reactor's only ring (twice the memory traffic for every other operation, refused by
 //! kernels before 5.19, and a polled ring takes no other operations at all); a ring per device (an `io_uring_enter` and
@@ -36,6 +38,9 @@ use crate::{EventSource, Interest, Local, Poller, PollerId, Progress};
 
 pub use self::command::{NvmeOp, Payload};
 pub use self::namespace::{Data, Namespace, NamespaceError, is_generic_device};
+
+/// The bytes in which memory is pinned: data of one command that crosses no multiple of it is used so.
+pub const PINNED: usize = 256 << 10;
 
 /// The ring's descriptor among the driver's events.
 const RING: u32 = 0;

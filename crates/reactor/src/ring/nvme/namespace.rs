@@ -18,9 +18,9 @@ use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
 use thiserror::Error;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::RingNamespace;
 use super::command::{self, NvmeOp, Passthrough, Payload};
 use super::core::CommandCore;
+use super::{PINNED, RingNamespace};
 use crate::ring::Features;
 use crate::ring::op::Segments;
 
@@ -219,7 +219,8 @@ impl Namespace {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let len = usize::try_from(self.block_size).unwrap_or_default();
-        let segment = pool.take(len).and_then(|buffer| buffer.segment(0, len));
+        // The beginning of a piece, of which most is left.
+        let segment = pool.take(PINNED).and_then(|buffer| buffer.segment(0, len));
         let segment = segment.ok_or(io::ErrorKind::OutOfMemory)?;
         let namespace = RingNamespace::new(self, core.register_file(Arc::clone(&self.file)));
         let read = Command::Read(Transfer::new(0, 1));
