@@ -29,6 +29,7 @@ struct Disk {
     node: PathBuf,
     major: u32,
     minor: u32,
+    nsid: u32,
 }
 
 pub(super) fn is_meant_by(path: &Path) -> bool {
@@ -62,6 +63,9 @@ pub(super) fn open(options: &PassthroughOptions) -> Result<Medium, BlockError> {
         return options.unsuitable("another device than a moment ago");
     }
     let (namespace, said) = options.asked(Namespace::new(file))?;
+    if namespace.nsid() != disk.nsid {
+        return options.unsuitable("another namespace than the block device beside it");
+    }
     let block_size = namespace.block_size();
     if let Some(wanted) = options.block_size.filter(|wanted| *wanted != block_size) {
         let problem = format!(
@@ -145,24 +149,31 @@ impl PassthroughOptions {
     }
 }
 
-/// The name of the block device that belongs to a generic device of this name: `nvme0n1` to `ng0n1`.
-fn disk_name(name: &str) -> Option<String> {
-    let rest = name.strip_prefix("ng")?;
-    let (controller, namespace) = rest.split_once('n')?;
+/// The number of a namespace in the name of its generic device (`ng`) or block device (`nvme`). It is not the namespace's
+/// identifier, but the same in both; that of the controller may differ.
+fn number<'a>(name: &'a str, device: &str) -> Option<&'a str> {
+    let (controller, namespace) = name.strip_prefix(device)?.split_once('n')?;
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    (is_number(controller) && is_number(namespace)).then(|| format!("nvme{rest}"))
+    (is_number(controller) && is_number(namespace)).then_some(namespace)
 }
 
 /// The block device beside a generic device's entry in sysfs.
 fn find_disk(entry: &Path) -> Option<Disk> {
     let entry = fs::canonicalize(entry).ok()?;
-    let name = disk_name(entry.file_name()?.to_str()?)?;
-    let number = fs::read_to_string(entry.parent()?.join(&name).join("dev")).ok()?;
-    let (major, minor) = number.trim().split_once(':')?;
+    let wanted = number(entry.file_name()?.to_str()?, "ng")?;
+    let mut beside = fs::read_dir(entry.parent()?).ok()?.flatten();
+    let disk = beside.find(|beside| {
+        let name = beside.file_name();
+        name.to_str().and_then(|name| number(name, "nvme")) == Some(wanted)
+    })?;
+    let item = |name| fs::read_to_string(disk.path().join(name)).ok();
+    let device = item("dev")?;
+    let (major, minor) = device.trim().split_once(':')?;
     Some(Disk {
-        node: Path::new("/dev").join(name),
+        node: Path::new("/dev").join(disk.file_name()),
         major: major.parse().ok()?,
         minor: minor.parse().ok()?,
+        nsid: item("nsid")?.trim().parse().ok()?,
     })
 }
 
@@ -234,14 +245,13 @@ mod tests {
 
     #[test]
     fn names_of_generic_devices() {
-        for (name, disk) in [("ng0n1", "nvme0n1"), ("ng12n345", "nvme12n345")] {
-            assert_eq!(disk_name(name).as_deref(), Some(disk));
-        }
-        for name in
-            ["nvme0n1", "ng", "ngn", "ng0", "ng0n", "ngn1", "ng0n1p1", "ng0c0n1", "ng-1n1", "null"]
+        assert_eq!(number("ng0n1", "ng"), Some("1"));
+        assert_eq!(number("nvme12n345", "nvme"), Some("345"));
+        for name in ["nvme0n1", "ng", "ngn", "ng0", "ng0n", "ngn1", "ng0n1p1", "ng0c0n1", "ng-1n1"]
         {
-            assert_eq!(disk_name(name), None, "{name}");
+            assert_eq!(number(name, "ng"), None, "{name}");
         }
+        assert_eq!(number("nvme0c1n2", "nvme"), None, "one path of several");
         for path in ["/dev/null", "/dev/tty", "/dev/ng0n1/x", "/", "", "ng0n1"] {
             assert!(!is_meant_by(Path::new(path)), "{path}");
         }

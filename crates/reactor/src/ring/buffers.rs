@@ -138,3 +138,39 @@ pub(super) fn update(kernel: &Submitter<'_>, place: u32, buffer: IoVec) -> io::R
         kernel.register_buffers_update(place, list, None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use io_uring::IoUring;
+    use memory::{Arena, ArenaConfig, Hugepages};
+
+    use super::*;
+
+    #[test]
+    fn a_place_is_for_what_lies_in_one_piece() {
+        let uring = IoUring::new(8).expect("io_uring works here");
+        uring.submitter().register_buffers_sparse(24).unwrap();
+        let arena =
+            Arena::new(ArenaConfig { capacity: 4 * SLAB_SIZE, hugepages: Hugepages::Never });
+        let pool = arena.pool(4 * SLAB_SIZE).unwrap();
+        // Eight pieces a slab: there is room for three of the four.
+        let mut buffers = Buffers::new(0, Table { places: 24, ..COMMANDS });
+        assert_eq!(buffers.register(&uring.submitter(), &pool, 1), 1);
+        assert_eq!(buffers.register(&uring.submitter(), &pool, usize::MAX), 3);
+        assert_eq!(buffers.register(&uring.submitter(), &pool, usize::MAX), 3);
+        let mut places = Vec::new();
+        for _ in 0..4 {
+            let slab = pool.take(SLAB_SIZE).unwrap();
+            let part = |offset, len| buffers.place(&slab.segment(offset, len).unwrap());
+            let piece = COMMANDS.piece;
+            places.extend((0..8).filter_map(|number| part(number * piece, piece)));
+            assert_eq!(part(0, 512), part(piece - 512, 512));
+            assert_eq!(part(piece - 512, 513), None, "into the next");
+            assert_eq!(part(0, SLAB_SIZE), None);
+            // Each only once: the next slab is another.
+            std::mem::forget(slab);
+        }
+        places.sort_unstable();
+        assert_eq!(places, (0..24).collect::<Vec<u16>>());
+    }
+}
