@@ -228,6 +228,29 @@ def _(it):
     file_device_deleted(it, "uring")
 
 
+@drives("bdev_xnvme_create")
+def _(it):
+    path = it.daemon.file("disk.img", 8 * MIB)
+    assert it.types(f"bdev_xnvme_create {path} disk io_uring -c") == "disk"
+    same(it.bdev("disk"), product_name="xNVMe bdev", block_size=512, num_blocks=8 * MIB // 512)
+    other = it.daemon.file("other.img", MIB)
+    assert it.types(f"bdev_xnvme_create {other} other libaio") == "other"
+    # Commands are for generic devices, which no machine is sure to have.
+    plain = it.daemon.file("plain.img", MIB)
+    it.is_refused(f"bdev_xnvme_create {plain} plain io_uring_cmd", -32602, "plain.img", "io_uring_cmd")
+    it.is_refused(f"bdev_xnvme_create {plain} plain thrpool", -32602, "thrpool")
+    it.is_refused(f"bdev_xnvme_create {it.daemon.path('none')} none io_uring_cmd", -2, "No such file or directory", "none")
+
+
+@drives("bdev_xnvme_delete")
+def _(it):
+    path = it.daemon.file("disk.img", MIB)
+    it.types(f"bdev_xnvme_create {path} disk io_uring")
+    it.is_refused("bdev_uring_delete disk", -19, "No such device")
+    assert it.types("bdev_xnvme_delete disk") is True
+    it.is_refused("bdev_xnvme_delete disk", -19, "No such device")
+
+
 @drives("bdev_get_bdevs")
 def _(it):
     assert it.types("bdev_get_bdevs") == []

@@ -20,14 +20,21 @@
 mod check;
 pub mod delay;
 mod device;
+mod disk;
 mod error;
+mod fault;
 pub mod file;
 mod geometry;
 pub mod injection;
+mod inquiry;
 mod layer;
+mod lock;
+pub mod namespace;
 pub mod null;
 mod operation;
+pub mod passthrough;
 pub mod ram;
+mod workers;
 
 pub use device::{BlockDevice, BlockQueue, Deallocation, Geometry, Identity, Properties};
 pub use error::{BlockError, ErrorKind};

@@ -1,11 +1,14 @@
 //! An operation on a range of blocks, and its completion.
 
 use memory::Segment;
+use reactor::ring::Segments;
 
 use crate::ErrorKind;
 
 /// The most segments an operation carries.
 pub const MAX_SEGMENTS: usize = 4;
+
+const _: () = assert!(reactor::ring::MAX_SEGMENTS >= MAX_SEGMENTS);
 
 /// Names an operation for the one who submitted it; given back with the completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -80,6 +83,23 @@ impl Data {
     /// Number of segments.
     pub fn count(&self) -> usize {
         self.count
+    }
+
+    /// The memory of `len` bytes from byte `skip`, or of as many as there are, as a ring takes it.
+    pub(crate) fn part(&self, mut skip: usize, mut len: usize) -> Segments {
+        let mut parts = Segments::default();
+        for segment in self.iter() {
+            let here = segment.len().saturating_sub(skip).min(len);
+            if here > 0
+                && let Some(part) = segment.part(skip, here)
+            {
+                // There is room: a list of the ring is as long as one of an operation.
+                let _ = parts.push(part);
+            }
+            skip = skip.saturating_sub(segment.len());
+            len -= here;
+        }
+        parts
     }
 
     /// Bytes in all segments.

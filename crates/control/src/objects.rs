@@ -182,7 +182,7 @@ pub enum Direct {
     Never,
 }
 
-/// The two methods of SPDK that make what is one device here.
+/// The methods of SPDK that make what is one device here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileMethod {
@@ -190,6 +190,8 @@ pub enum FileMethod {
     Aio,
     /// `bdev_uring_create`
     Uring,
+    /// `bdev_xnvme_create`
+    Xnvme,
 }
 
 /// A transport: it has to be created before there are listeners, as in SPDK.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use block::BlockDevice;
 use block::file::{FileDevice, FileOptions};
 use block::null::NullDevice;
+use block::passthrough::{PassthroughDevice, PassthroughOptions};
 use block::ram::{RamDevice, RamOptions};
 use node::{Listener, Node, Rdma};
 use target::configuration::{Configuration, ConfigurationError};
@@ -512,6 +513,16 @@ pub fn open(
             block_size: *block_size,
             read_only: *read_only,
         })?),
+        DeviceKind::File { path, block_size, read_only, .. }
+            if PassthroughDevice::is_meant_by(path) =>
+        {
+            Arc::new(PassthroughDevice::open(&PassthroughOptions {
+                block_size: *block_size,
+                read_only: *read_only,
+                lock_wait: patience,
+                ..PassthroughOptions::new(name, path)
+            })?)
+        }
         DeviceKind::File { path, block_size, create_size, direct, read_only, .. } => {
             Arc::new(FileDevice::open(&FileOptions {
                 block_size: *block_size,

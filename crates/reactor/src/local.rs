@@ -9,7 +9,7 @@ use crate::events::{Epoll, EventSource};
 use crate::handle::{Handle, Shared};
 use crate::offload::Offload;
 use crate::residents::Residents;
-use crate::{CounterValues, Instant, Poller, PollerId, Ring};
+use crate::{CounterValues, IdlePolicy, Instant, Poller, PollerId, Ring};
 
 /// A change to the list of pollers; made between two passes over it.
 pub(crate) enum Change {
@@ -25,6 +25,7 @@ pub(crate) struct Inner {
     pub(crate) next_poller: Cell<u32>,
     pub(crate) epoll: Rc<Epoll>,
     pub(crate) ring: Option<Ring>,
+    pub(crate) idle: IdlePolicy,
     pub(crate) offload: Offload,
     pub(crate) residents: Residents,
 }
@@ -77,6 +78,11 @@ impl Local {
         self.inner.ring.clone()
     }
 
+    /// Whether the reactor ever sleeps: whether whoever has no other way to be heard must wake it.
+    pub fn may_sleep(&self) -> bool {
+        self.inner.idle != IdlePolicy::Poll
+    }
+
     /// What the components of this reactor share of this type under `key`: the one that somebody has already, or a
     /// new one by `make`, which may ask for others. It is held weakly here, so it is gone with the last who has it.
     ///
@@ -108,6 +114,11 @@ impl Local {
     /// All reactors in order of their indices.
     pub fn handles(&self) -> &[Handle] {
         &self.inner.peers
+    }
+
+    /// A ring of this reactor has entered the kernel, or has not.
+    pub(crate) fn count_ring_enter(&self, entered: bool) {
+        self.inner.shared.counters.ring_enters.add(u64::from(entered));
     }
 
     /// This reactor's counters now.

@@ -193,6 +193,7 @@ impl Reactor {
             next_poller: 0.into(),
             epoll: epoll.into(),
             ring,
+            idle: config.idle,
             offload: Offload::new(workers.clone()),
             residents: Residents::default(),
         };
@@ -250,7 +251,7 @@ impl Reactor {
         shared.activity.enter(Step::Runtime);
         if let Some(ring) = &inner.ring {
             let entered = ring.submit();
-            shared.counters.ring_enters.add(u64::from(entered));
+            local.count_ring_enter(entered);
             // Completions that this brought are for the next turn, which is not to ask epoll first.
             worked |= entered && ring.has_completions();
         }

@@ -31,7 +31,7 @@ serve_own_ssds() {
   "$binary" devices bind --i-know "$first" "$second"
   rm -rf "$scratch/state"
   echo clients >"$target_config_file"
-  log_from=$(($(wc -l <"$target_log") + 1))
+  log_mark
   tidegate_start clients
   wait_until 60 answers || fail "the RPC socket does not answer"
   rpc bdev_nvme_attach_controller name=tg0001 trtype=PCIe traddr="$first"
@@ -45,11 +45,6 @@ serve_own_ssds() {
   done
   rpc nvmf_subsystem_add_listener nqn="$nqn_ssds" \
     listen_address.trtype=TCP listen_address.adrfam=IPv4 listen_address.traddr=127.0.0.1 listen_address.trsvcid=4420
-}
-
-# What the target has logged since it was started.
-logged() {
-  tail -n +"$log_from" "$target_log"
 }
 
 # Gives both back to the kernel; the target is stopped.
@@ -127,7 +122,7 @@ check_vfio_ext4_and_what_the_kernel_finds_of_it() {
   disconnect
   target_stop
   give_back
-  mount -t ext4 "$(ssd tg0001n1)" "$mountpoint"
+  mount -t ext4 "$(ssd tg0001n1 disk)" "$mountpoint"
   compare_large
 }
 
@@ -138,22 +133,8 @@ check_vfio_a_killed_target_leaves_them_usable() {
   target_kill
   nvme disconnect-all
   give_back
-  fio --name=kernel --filename="$(ssd tg0002n1)" --direct=1 --rw=randwrite --bs=4k --size=256k --verify=crc32c --output="$scratch/fio.log"
+  fio --name=kernel --filename="$(ssd tg0002n1 disk)" --direct=1 --rw=randwrite --bs=4k --size=256k --verify=crc32c --output="$scratch/fio.log"
 }
-kept() {
-  sync
-  echo $(($(stat -c '%b * %B' "$results/$1")))
-}
-compare_large() {
-  (cd "$mountpoint" && grep ' large$' "$scratch/sums" | sha256sum --quiet --check) || fail "the kernel finds another file"
-}
-start_verified_write_here() {
-  verified_fio --name=random --rw=randwrite --bs=4k --size="$1" --iodepth=16 \
-    --name=large --rw=write --bs=128k --offset=128M --size="$1" --iodepth=4 &
-  writer=$!
-  wait_until 60 writes_arrive || fail "the write does not get going"
-}
-
 # How the daemon has it: enabled, resetting or failed.
 state_of() {
   rpc bdev_nvme_get_controllers name="$1" | jq -r '.[0].ctrlrs[0].state'

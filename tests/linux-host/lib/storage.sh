@@ -39,37 +39,46 @@ storage_prepare() {
 }
 
 # Loads the driver of NVMe SSDs anew, with these options, and links the generic devices of the machine's two under
-# /run/ssd by their serial numbers: tg0001n1, tg0001n2, tg0002n1.
+# /run/ssd by serial number and namespace: tg0001n1, tg0001n2, tg0002n1.
 ssds_prepare() {
-  modprobe -r nvme
+  # udev may be looking at a disk that was just closed.
+  wait_until 20 modprobe -r nvme
   modprobe nvme "$@"
   mkdir -p /run/ssd
   wait_until 20 ssds_link || skip "this machine has no SSDs"
 }
 
+# The last number in a device's name is not the namespace's, but the same in the names of its generic and block device; the
+# first may differ between these two.
 ssds_link() {
-  local controller namespace name
+  local controller disk name
+  rm -f /run/ssd/*
   for controller in /sys/class/nvme/*; do
     [ "$(cat "$controller/transport")" = pcie ] || continue
-    for namespace in "$controller"/ng*; do
-      name=$(tr -d ' ' <"$controller/serial")n${namespace##*n}
-      ln -sfn "/dev/${namespace##*/}" "/run/ssd/$name"
+    for disk in "$controller"/nvme*n*; do
+      [ -e "$disk/nsid" ] || continue
+      name=/run/ssd/$(tr -d ' ' <"$controller/serial")n$(cat "$disk/nsid")
+      ln -s "/dev/$(basename "$controller"/ng*n"${disk##*n}")" "$name"
+      ln -s "/dev/${disk##*/}" "$name.disk"
+      ln -s "/dev/${controller##*/}" "$name.controller"
     done
   done
   [ -c /run/ssd/tg0001n1 ] && [ -c /run/ssd/tg0001n2 ] && [ -c /run/ssd/tg0002n1 ]
 }
 
-# The block device of one of them, or with `controller`, its controller: ssd tg0001n2 [controller]
+# The block device of one of them, or its controller: ssd tg0001n2 disk|controller
 ssd() {
-  local name
-  name=$(readlink "/run/ssd/$1")
-  name=/dev/nvme${name#/dev/ng}
-  [ "${2:-}" != controller ] || name=${name%n*}
-  echo "$name"
+  readlink "/run/ssd/$1.$2"
 }
 
 # Bytes of a file that are allocated on the backing file system.
 allocated() {
   sync "$1"
   echo $(($(stat -c '%b * %B' "$1")))
+}
+
+# Bytes of an SSD's file, which this machine keeps, that are allocated.
+kept() {
+  sync
+  echo $(($(stat -c '%b * %B' "$results/$1")))
 }

@@ -93,3 +93,13 @@ tidegate_kill() {
   wait_until 10 test -s "$scratch/target.status"
   rm -f "$target_pid_file"
 }
+
+# From here on `logged`.
+log_mark() {
+  log_from=$(($(wc -l <"$target_log") + 1))
+}
+
+# What the target has logged since `log_mark`.
+logged() {
+  tail -n +"$log_from" "$target_log"
+}

@@ -89,3 +89,16 @@ verified_write_ends_well() {
 writes_arrive() {
   [ "$(awk '{written += $7} END {print written}' "/sys/class/nvme/$controller"/nvme*n*/stat)" -gt 0 ]
 }
+
+# The small files were removed by then.
+compare_large() {
+  (cd "$mountpoint" && grep ' large$' "$scratch/sums" | sha256sum --quiet --check) || fail "the kernel finds another file"
+}
+
+# As `start_verified_write`, whose disk is another.
+start_verified_write_here() {
+  verified_fio --name=random --rw=randwrite --bs=4k --size="$1" --iodepth=16 \
+    --name=large --rw=write --bs=128k --offset=128M --size="$1" --iodepth=4 &
+  writer=$!
+  wait_until 60 writes_arrive || fail "the write does not get going"
+}

@@ -15,7 +15,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::fault::Fault;
+use crate::fault::Fault;
 
 /// What was done for durability, on all queues of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -26,15 +26,14 @@
 //! not return zeroes. A write there makes the file longer again, with a hole before it that reads as
 //! zeroes: the lock is advisory, whoever truncates a file in use destroys it.
 
+mod blocking;
+mod direct;
 mod durability;
-mod facts;
-mod fault;
+
 mod medium;
 mod open;
 mod queue;
 mod ring_engine;
-mod worker_engine;
-mod workers;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,9 +43,9 @@ use crate::{BlockDevice, BlockError, BlockQueue, Geometry, Properties};
 
 pub use durability::DurabilityCounts;
 
+use crate::workers::Workers;
 use medium::Medium;
 use queue::FileQueue;
-use workers::Workers;
 
 /// Whether a file bypasses the page cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -100,7 +99,7 @@ impl FileOptions {
 #[derive(Debug)]
 pub struct FileDevice {
     medium: Arc<Medium>,
-    workers: Arc<Workers>,
+    workers: Arc<Workers<Medium>>,
 }
 
 impl FileDevice {

@@ -5,8 +5,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use rustix::fs::{
     FileType, FlockOperation, Mode, OFlags, Stat, fallocate, flock, fstat, fsync, ftruncate,
@@ -14,21 +12,21 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::direct::{Alignment, go_direct};
 use super::durability::Durability;
-use super::facts::{Alignment, DiskFacts, go_direct};
 use super::medium::{Medium, PUNCH, Sort, Zeroing, size_of};
 use super::{Direct, FileOptions};
+use crate::disk::DiskFacts;
 use crate::geometry::SharedGeometry;
+use crate::lock;
 use crate::{BlockError, Deallocation, Properties};
-
-/// How often a held lock is tried again.
-const LOCK_RETRY: Duration = Duration::from_millis(50);
 
 /// The page of the page cache, and the usual block of file systems.
 const PAGE: u32 = 4096;
 
 pub(super) fn open(options: &FileOptions) -> Result<Medium, BlockError> {
-    let (file, facts) = open_locked(options)?;
+    let (name, path) = (&options.name, &options.path);
+    let (file, facts) = lock::wait_for(name, path, options.lock_wait, || try_open_locked(options))?;
     let sort = sort(options, &facts)?;
     if sort == Sort::Regular {
         fill_out(options, &file, &facts)?;
@@ -113,31 +111,6 @@ impl FileOptions {
 
     fn unsuitable<T>(&self, problem: String) -> Result<T, BlockError> {
         Err(BlockError::Unsuitable { device: self.name.clone(), problem })
-    }
-}
-
-/// Opens and locks, waiting for another holder as long as the options say.
-fn open_locked(options: &FileOptions) -> Result<(OwnedFd, Stat), BlockError> {
-    let give_up = Instant::now() + options.lock_wait;
-    let mut waited = false;
-    loop {
-        if let Some(held) = try_open_locked(options)? {
-            return Ok(held);
-        }
-        if Instant::now() >= give_up {
-            let (device, path) = (options.name.clone(), options.path.display().to_string());
-            return Err(BlockError::Locked { device, path });
-        }
-        if !waited {
-            waited = true;
-            tracing::info!(
-                "device {}: {} is in use by another process; waiting up to {:?} for it",
-                options.name,
-                options.path.display(),
-                options.lock_wait
-            );
-        }
-        thread::sleep(LOCK_RETRY);
     }
 }
 

@@ -1,19 +1,18 @@
 //! One reactor's way to a file: checks operations, gives them to an engine, and answers them.
 
-use std::cell::Cell;
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use reactor::Local;
 
 use super::durability::Entry;
-use super::fault::Fault;
 use super::medium::{Medium, Sort};
 use super::ring_engine::RingEngine;
-use super::worker_engine::{Cancelled, WorkerEngine};
-use super::workers::Workers;
+use crate::fault::Fault;
+use crate::inquiry::Inquiry;
+
+use crate::workers::{Cancelled, WorkerEngine, Workers};
 use crate::{BlockError, BlockQueue, Completion, ErrorKind, Kind, Operation, Token};
 
 #[derive(Debug)]
@@ -21,7 +20,7 @@ pub(super) struct FileQueue {
     medium: Arc<Medium>,
     local: Local,
     ring: Option<RingEngine>,
-    workers: WorkerEngine,
+    workers: WorkerEngine<Medium>,
     answers: Answers,
     /// Flushes and FUA writes that wait for another queue's to end.
     gated: VecDeque<Operation>,
@@ -38,21 +37,13 @@ struct Answers {
     durable: usize,
     /// Failures that may mean that the device was pulled out.
     suspects: Vec<(Token, ErrorKind)>,
-    inquiry: Rc<Cell<Inquiry>>,
-}
-
-/// Whether a block device is still there; asked off the reactor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Inquiry {
-    None,
-    Running,
-    Answered { gone: bool },
+    inquiry: Inquiry,
 }
 
 impl FileQueue {
     pub(super) fn new(
         medium: Arc<Medium>,
-        workers: Arc<Workers>,
+        workers: Arc<Workers<Medium>>,
         local: &Local,
     ) -> Result<FileQueue, BlockError> {
         let Some(home) = local.handle(local.index()) else {
@@ -66,7 +57,7 @@ impl FileQueue {
             done: VecDeque::new(),
             durable: 0,
             suspects: Vec::new(),
-            inquiry: Rc::new(Cell::new(Inquiry::None)),
+            inquiry: Inquiry::default(),
         };
         let (gated, redirected) = (VecDeque::new(), Vec::new());
         Ok(FileQueue { medium, local: local.clone(), ring, workers, answers, gated, redirected })
@@ -121,8 +112,7 @@ impl FileQueue {
     /// Finds out whether the device is still there, if something makes us doubt it.
     fn inquire(&mut self) {
         let answers = &mut self.answers;
-        if let Inquiry::Answered { gone } = answers.inquiry.get() {
-            answers.inquiry.set(Inquiry::None);
+        if let Some(gone) = answers.inquiry.answer() {
             if gone && !self.medium.removed.swap(true, Ordering::AcqRel) {
                 tracing::error!(
                     "device {}: {} is gone",
@@ -134,11 +124,9 @@ impl FileQueue {
                 answers.say(token, Err(if gone { ErrorKind::Removed } else { kind }));
             }
         }
-        if !answers.suspects.is_empty() && answers.inquiry.get() == Inquiry::None {
-            answers.inquiry.set(Inquiry::Running);
-            let (medium, inquiry) = (Arc::clone(&self.medium), Rc::clone(&answers.inquiry));
-            let answer = move |gone| inquiry.set(Inquiry::Answered { gone });
-            self.local.offload(move || medium.is_gone(), answer);
+        if !answers.suspects.is_empty() {
+            let medium = Arc::clone(&self.medium);
+            answers.inquiry.start(&self.local, move || medium.is_gone());
         }
     }
 }
@@ -204,7 +192,7 @@ impl BlockQueue for FileQueue {
         let waits_for_another = !self.gated.is_empty() && self.answers.durable == 0;
         !self.answers.done.is_empty()
             || waits_for_another
-            || matches!(self.answers.inquiry.get(), Inquiry::Answered { .. })
+            || self.answers.inquiry.is_answered()
             || self.ring.as_ref().is_some_and(RingEngine::needs_poll)
     }
 }

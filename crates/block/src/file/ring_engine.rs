@@ -15,8 +15,8 @@ use reactor::ring::{FallocateFlags, Features, Op, Port, Ring, RingFile, Segments
 use rustix::io::Errno;
 use slab::Slab;
 
-use super::fault::Fault;
 use super::medium::{Medium, PUNCH, ZERO};
+use crate::fault::Fault;
 use crate::{Kind, Operation, Token};
 
 /// Operations of one queue in progress at most: one host queue's worth. More would only wait in
@@ -268,19 +268,7 @@ impl Slot {
 
     /// The memory of what is not done yet.
     fn rest(&self) -> Segments {
-        let mut rest = Segments::default();
-        let mut skip = usize::try_from(self.done).unwrap_or(usize::MAX);
-        for segment in self.operation.data.iter() {
-            if let Some(part) = segment.part(skip, segment.len().saturating_sub(skip))
-                && !part.is_empty()
-            {
-                // There is room: a list of the ring is as long as one of an operation.
-                let _ = rest.push(part);
-            }
-            skip = skip.saturating_sub(segment.len());
-        }
-        rest
+        let done = usize::try_from(self.done).unwrap_or(usize::MAX);
+        self.operation.data.part(done, usize::MAX)
     }
 }
-
-const _: () = assert!(reactor::ring::MAX_SEGMENTS >= crate::MAX_SEGMENTS);

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use block::passthrough::PassthroughDevice;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -239,6 +240,49 @@ pub(super) fn uring_create(params: Value) -> Result<Edit, RpcError> {
     file_create(params, FileMethod::Uring)
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct XnvmeCreate {
+    name: String,
+    filename: PathBuf,
+    io_mechanism: Mechanism,
+    /// How reactors wait is configured for all devices.
+    #[serde(default, rename = "conserve_cpu")]
+    _conserve_cpu: bool,
+}
+
+/// What SPDK's users choose between. Here the path decides: a generic device takes commands, anything else is a file.
+#[derive(Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+enum Mechanism {
+    Libaio,
+    IoUring,
+    IoUringCmd,
+}
+
+pub(super) fn xnvme_create(params: Value) -> Result<Edit, RpcError> {
+    let wanted: XnvmeCreate = parameters(params)?;
+    let path = wanted.filename;
+    let takes_commands = PassthroughDevice::is_meant_by(&path);
+    if path.exists() && takes_commands != (wanted.io_mechanism == Mechanism::IoUringCmd) {
+        return Err(invalid(format_args!(
+            "{} is {} NVMe generic character device, which io_uring_cmd is for",
+            path.display(),
+            if takes_commands { "an" } else { "no" },
+        )));
+    }
+    let kind = DeviceKind::File {
+        path,
+        block_size: None,
+        create_size: None,
+        direct: Direct::Auto,
+        read_only: false,
+        made_as: FileMethod::Xnvme,
+    };
+    let uuid = Some(chosen(None));
+    create(Device { name: wanted.name, uuid, kind, limits: RateLimits::default() })
+}
+
 /// Makes any device in the words in which it is stored: what SPDK's methods cannot say (a read-only RAM disk, a
 /// file that is made, a page cache that is not bypassed) is said so.
 pub(super) fn tidegate_create(params: Value) -> Result<Edit, RpcError> {
@@ -274,6 +318,10 @@ pub(super) fn aio_delete(params: Value) -> Result<Edit, RpcError> {
 
 pub(super) fn uring_delete(params: Value) -> Result<Edit, RpcError> {
     delete(params, |kind| is_made_as(kind, FileMethod::Uring))
+}
+
+pub(super) fn xnvme_delete(params: Value) -> Result<Edit, RpcError> {
+    delete(params, |kind| is_made_as(kind, FileMethod::Xnvme))
 }
 
 pub(super) fn malloc_delete(params: Value) -> Result<Edit, RpcError> {
@@ -335,6 +383,7 @@ fn describe(state: &State, opened: &Opened, is_used: bool) -> Value {
             });
             ("AIO disk", json!({ "aio": about }))
         }
+        DeviceKind::File { made_as: FileMethod::Xnvme, .. } => ("xNVMe bdev", json!({})),
         DeviceKind::File { path, .. } => ("URING bdev", json!({ "uring": { "filename": path } })),
         DeviceKind::Nvme { controller, nsid } => {
             ("NVMe disk", bdev_nvme::namespace(state, opened, (controller, *nsid)))

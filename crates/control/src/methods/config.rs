@@ -282,7 +282,8 @@ fn in_words_of_spdk(Device { name, uuid, kind, limits: _ }: &Device) -> Option<V
             let (method, readonly) = match made_as {
                 FileMethod::Aio => ("bdev_aio_create", Some(read_only)),
                 FileMethod::Uring if !read_only => ("bdev_uring_create", None),
-                FileMethod::Uring => return None,
+                // SPDK's call has no words for the UUID.
+                FileMethod::Uring | FileMethod::Xnvme => return None,
             };
             let params = json!({
                 "name": name, "uuid": uuid, "filename": path, "block_size": block_size, "readonly": readonly,

@@ -125,6 +125,8 @@ const EDITS: &[(&str, MakeEdit)] = &[
     ("bdev_set_qos_limit", qos::set_qos_limit),
     ("bdev_uring_create", bdev::uring_create),
     ("bdev_uring_delete", bdev::uring_delete),
+    ("bdev_xnvme_create", bdev::xnvme_create),
+    ("bdev_xnvme_delete", bdev::xnvme_delete),
     ("nvmf_create_subsystem", nvmf::subsystems::create_subsystem),
     ("nvmf_create_transport", nvmf::transports::create_transport),
     ("nvmf_delete_subsystem", nvmf::subsystems::delete_subsystem),

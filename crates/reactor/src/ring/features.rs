@@ -2,19 +2,23 @@
 //!
 //! A kernel's version says little (distributions carry patches, containers forbid parts), so each
 //! feature is used once on the real thing: setup flags by setting up, operations on a file in
-//! memory. What fails is left unused; what the ring cannot do without makes it unavailable.
+//! memory. What fails is left unused; what the ring cannot do without makes it unavailable. NVMe
+//! commands are tried on the device that they are for, see [`super::Namespace::try_commands`].
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use bitflags::bitflags;
 use io_uring::squeue::Entry;
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use rustix::fs::{FallocateFlags, MemfdFlags, memfd_create};
 use rustix::io::Errno;
 
 use super::op::IoVec;
 use super::{buffers, files};
+
+/// A ring for NVMe commands.
+pub(super) type CommandUring = IoUring<squeue::Entry128, cqueue::Entry32>;
 
 bitflags! {
     /// Parts of `io_uring` that a ring uses where they work, and does without where they do not.
@@ -36,7 +40,23 @@ bitflags! {
         const FIXED_BUFFERS = 1 << 6;
         /// Allocating and punching ranges.
         const FALLOCATE = 1 << 7;
+        /// Of the ring for NVMe commands: entries that are large enough for them (5.19).
+        const LARGE_ENTRIES = 1 << 8;
+        /// Of that ring: NVMe commands to generic character devices (5.19).
+        const COMMANDS = 1 << 9;
+        /// Of that ring: pinned buffers as the data of commands (6.1).
+        const FIXED_COMMANDS = 1 << 10;
+        /// Of that ring: asking the controller for completions, without interrupts (6.1).
+        const POLLED_COMMANDS = 1 << 11;
     }
+}
+
+impl Features {
+    /// What the ring for NVMe commands needs in any case.
+    pub(super) const FOR_COMMANDS: Features = Features::LARGE_ENTRIES.union(Features::COMMANDS);
+    /// What only that ring has.
+    pub(super) const OF_COMMANDS: Features =
+        Features::FOR_COMMANDS.union(Features::FIXED_COMMANDS).union(Features::POLLED_COMMANDS);
 }
 
 /// Setup flags from the newest to the oldest: the order in which a kernel may lack them.
@@ -61,9 +81,35 @@ fn consistent(mut features: Features) -> Features {
     features
 }
 
-/// Makes a ring with the setup flags that work, and its tables; says what it has.
+/// A ring for files with everything that works; says what it has.
 pub(super) fn set_up(entries: u32, without: Features) -> io::Result<(IoUring, Features)> {
-    let mut wanted = Features::all() - without;
+    let wanted = Features::all() - Features::OF_COMMANDS - without;
+    let (uring, features) = make(entries, wanted, buffers::FILES)?;
+    let mut trial = Trial::new(uring)?;
+    let lacking = trial.run(features)?;
+    Ok((trial.uring, features - lacking))
+}
+
+/// A ring for NVMe commands, which may be `wanted`, with everything else that works.
+pub(super) fn set_up_commands(
+    entries: u32,
+    mut wanted: Features,
+) -> io::Result<(CommandUring, Features)> {
+    if !wanted.contains(Features::FOR_COMMANDS) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    if !wanted.contains(Features::FIXED_COMMANDS) {
+        wanted.remove(Features::FIXED_BUFFERS);
+    }
+    make(entries, wanted, buffers::COMMANDS)
+}
+
+/// Makes a ring with the setup flags that work, and its tables; says what it has.
+fn make<S: squeue::EntryMarker, C: cqueue::EntryMarker>(
+    entries: u32,
+    mut wanted: Features,
+    table: buffers::Table,
+) -> io::Result<(IoUring<S, C>, Features)> {
     let uring = loop {
         match build(entries, consistent(wanted)) {
             Ok(uring) => break uring,
@@ -84,7 +130,9 @@ pub(super) fn set_up(entries: u32, without: Features) -> io::Result<(IoUring, Fe
     if tables.register_files_sparse(files::TABLE).is_err() {
         features.remove(Features::REGISTERED_FILES);
     }
-    if tables.register_buffers_sparse(buffers::TABLE).is_err() {
+    if features.contains(Features::FIXED_BUFFERS)
+        && tables.register_buffers_sparse(table.places).is_err()
+    {
         features.remove(Features::FIXED_BUFFERS);
     }
     // What blocks (a buffered write, fsync, anything on a file system that hangs) takes a kernel
@@ -92,13 +140,14 @@ pub(super) fn set_up(entries: u32, without: Features) -> io::Result<(IoUring, Fe
     // all and stop every other. With one for each operation in flight it cannot; they are started
     // only when all others are blocked. A kernel that keeps its default is worse off, no more.
     let _ = tables.register_iowq_max_workers(&mut [entries, 0]);
-    let mut trial = Trial::new(uring)?;
-    let lacking = trial.run(features)?;
-    Ok((trial.uring, features - lacking))
+    Ok((uring, features))
 }
 
-fn build(entries: u32, features: Features) -> io::Result<IoUring> {
-    let mut builder = IoUring::builder();
+fn build<S: squeue::EntryMarker, C: cqueue::EntryMarker>(
+    entries: u32,
+    features: Features,
+) -> io::Result<IoUring<S, C>> {
+    let mut builder = IoUring::<S, C>::builder();
     // Room for the completion of every operation and of its cancellation: it cannot overflow.
     builder.dontfork().setup_clamp().setup_submit_all().setup_cqsize(entries.saturating_mul(2));
     if features.contains(Features::SINGLE_ISSUER) {
@@ -115,6 +164,9 @@ fn build(entries: u32, features: Features) -> io::Result<IoUring> {
     }
     if features.contains(Features::NO_SQARRAY) {
         builder.setup_no_sqarray();
+    }
+    if features.contains(Features::POLLED_COMMANDS) {
+        builder.setup_iopoll();
     }
     builder.build(entries)
 }
@@ -188,11 +240,11 @@ impl Trial {
     /// Only whether it works at all; whether the limit on locked memory suffices shows later.
     fn try_fixed_buffer(&mut self) -> io::Result<()> {
         let at = self.bytes.as_mut_ptr();
-        buffers::update(&self.uring, 0, IoVec { base: at, len: self.bytes.len() })?;
+        buffers::update(&self.uring.submitter(), 0, IoVec { base: at, len: self.bytes.len() })?;
         self.bytes.fill(0);
         let fd = types::Fd(self.file.as_raw_fd());
         let result = self.expect(&opcode::ReadFixed::new(fd, at, 8, 0).offset(8).build(), 8);
-        buffers::update(&self.uring, 0, IoVec::EMPTY)?;
+        buffers::update(&self.uring.submitter(), 0, IoVec::EMPTY)?;
         result?;
         self.same()
     }

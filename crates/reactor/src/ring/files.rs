@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use io_uring::{IoUring, types};
+use io_uring::{Submitter, types};
 
 /// Places in the table; files beyond use their descriptors.
 pub(super) const TABLE: u32 = 1024;
@@ -27,11 +27,15 @@ impl FileTable {
         Rc::new(FileTable { free: RefCell::new(places), released: RefCell::default() })
     }
 
-    pub(super) fn register(self: &Rc<Self>, uring: &IoUring, file: Arc<OwnedFd>) -> RingFile {
-        self.release(uring);
+    pub(super) fn register(
+        self: &Rc<Self>,
+        kernel: &Submitter<'_>,
+        file: Arc<OwnedFd>,
+    ) -> RingFile {
+        self.release(kernel);
         let place = self.free.borrow_mut().pop();
         let place = place.filter(|&place| {
-            let done = uring.submitter().register_files_update(place, &[file.as_raw_fd()]);
+            let done = kernel.register_files_update(place, &[file.as_raw_fd()]);
             let done = done.is_ok_and(|count| count == 1);
             if !done {
                 self.free.borrow_mut().push(place);
@@ -42,13 +46,13 @@ impl FileTable {
     }
 
     /// Frees in the kernel the places that were given back.
-    pub(super) fn release(&self, uring: &IoUring) {
+    pub(super) fn release(&self, kernel: &Submitter<'_>) {
         if self.released.borrow().is_empty() {
             return;
         }
         for place in self.released.borrow_mut().drain(..) {
             // Emptying a place cannot fail but for a closed ring, which has no table any more.
-            let _ = uring.submitter().register_files_update(place, &[-1]);
+            let _ = kernel.register_files_update(place, &[-1]);
             self.free.borrow_mut().push(place);
         }
     }

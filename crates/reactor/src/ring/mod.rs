@@ -1,4 +1,5 @@
-//! The only `io_uring` code: one ring per reactor, shared by the components on it.
+//! The only `io_uring` code: one ring per reactor, shared by the components on it; and one more for [NVMe
+//! commands](nvme), where there are devices that take them.
 //!
 //! A component opens a [`Port`], submits typed [`Op`]s through it and finds the results in the
 //! port's own queue. What the kernel touches is owned by the operation, and the operation by the
@@ -13,10 +14,13 @@
 
 #![allow(unsafe_code)]
 
+mod base;
 mod buffers;
 mod core;
 mod features;
 mod files;
+mod ledger;
+pub mod nvme;
 mod op;
 
 use std::cell::RefCell;
@@ -40,6 +44,7 @@ pub use rustix::fs::FallocateFlags;
 #[derive(Clone)]
 pub struct Ring {
     core: Rc<RefCell<Core>>,
+    without: Features,
 }
 
 impl Ring {
@@ -47,7 +52,7 @@ impl Ring {
     /// says why, once for all reactors of the process.
     pub(crate) fn probe(reactor: usize, entries: u32, without: Features) -> Option<Ring> {
         match Core::new(reactor, entries, without) {
-            Ok(core) => Some(Ring { core: Rc::new(RefCell::new(core)) }),
+            Ok(core) => Some(Ring { core: Rc::new(RefCell::new(core)), without }),
             Err(error) => {
                 static SAID: Once = Once::new();
                 SAID.call_once(|| {
@@ -120,6 +125,16 @@ impl Ring {
     /// The number of slabs now registered.
     pub fn register_pool(&self, pool: &Pool) -> usize {
         self.core.borrow_mut().register_pool(pool)
+    }
+
+    /// Features to leave unused on this reactor, whatever works.
+    fn without(&self) -> Features {
+        self.without
+    }
+
+    /// The pools that were to be registered.
+    fn pools(&self) -> Vec<Pool> {
+        self.core.borrow().pools().to_vec()
     }
 
     /// The features in use.

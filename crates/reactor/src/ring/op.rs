@@ -102,12 +102,29 @@ impl IoVec {
     pub(super) const EMPTY: IoVec = IoVec { base: std::ptr::null_mut(), len: 0 };
 }
 
+/// The leave to write to segments: while it is held, nobody looks at the bytes that the kernel may
+/// be writing.
+#[derive(Debug, Default)]
+pub(super) struct Writes {
+    _segments: [Option<DeviceWrite>; MAX_SEGMENTS],
+}
+
+impl Writes {
+    /// `None` if somebody is looking into one of them.
+    pub(super) fn to(segments: &Segments) -> Option<Writes> {
+        let mut writes = [const { None }; MAX_SEGMENTS];
+        for (write, segment) in writes.iter_mut().zip(segments.iter()) {
+            *write = Some(segment.clone().device_write()?);
+        }
+        Some(Writes { _segments: writes })
+    }
+}
+
 /// An operation that the kernel may be working on, with the leave to write it needs.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) op: Op,
-    /// Held, never read: while they live, nobody looks at the bytes that the kernel may be writing.
-    _writes: [Option<DeviceWrite>; MAX_SEGMENTS],
+    _writes: Writes,
 }
 
 impl Held {
@@ -117,14 +134,13 @@ impl Held {
     /// The operation, if it would write to a buffer that somebody is looking into.
     #[expect(clippy::result_large_err, reason = "a refused operation goes back to its owner")]
     pub(super) fn new(op: Op) -> Result<Held, Op> {
-        let mut writes = [const { None }; MAX_SEGMENTS];
-        let mut granted = true;
-        if let Op::Read { data, .. } = &op {
-            for (write, segment) in writes.iter_mut().zip(data.iter()) {
-                *write = segment.clone().device_write();
-                granted &= write.is_some();
-            }
+        let writes = match &op {
+            Op::Read { data, .. } => Writes::to(data),
+            _ => Some(Writes::default()),
+        };
+        match writes {
+            Some(writes) => Ok(Held { op, _writes: writes }),
+            None => Err(op),
         }
-        if granted { Ok(Held { op, _writes: writes }) } else { Err(op) }
     }
 }

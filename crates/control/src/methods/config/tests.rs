@@ -25,7 +25,8 @@ fn kinds() -> impl Strategy<Value = DeviceKind> {
         || prop_oneof![any::<u32>().prop_map(u64::from), (1..1_u64 << 40).prop_map(|it| it << 12)];
     let directs =
         prop_oneof![2 => Just(Direct::Auto), 1 => Just(Direct::Always), 1 => Just(Direct::Never)];
-    let methods = prop_oneof![Just(FileMethod::Aio), Just(FileMethod::Uring)];
+    let methods =
+        prop_oneof![Just(FileMethod::Aio), Just(FileMethod::Uring), Just(FileMethod::Xnvme)];
     let files = (
         "[a-z/ ]{1,9}",
         option::of(block_sizes()),

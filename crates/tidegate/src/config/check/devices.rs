@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf, absolute};
 
+use block::passthrough::PassthroughDevice;
 use toml::Spanned;
 
 use super::{Check, machine_memory};
@@ -166,7 +167,10 @@ fn file(path: &Path, may_create: bool, read_only: bool, block_size: u32) -> Resu
             ))
         }
         Ok(metadata) if metadata.is_file() || metadata.file_type().is_block_device() => Ok(()),
-        Ok(_) => Err(format!("{shown} is neither a regular file nor a block device: name one")),
+        Ok(_) if PassthroughDevice::is_meant_by(path) => Ok(()),
+        Ok(_) => Err(format!(
+            "{shown} is neither a regular file nor a block device nor one of /dev/ngXnY: name one"
+        )),
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(format!("{shown}: {error}"))
         }

@@ -11,9 +11,8 @@ use crossbeam::channel::{Receiver, unbounded};
 use reactor::Handle;
 use slab::Slab;
 
-use super::fault::Fault;
-use super::medium::Medium;
-use super::workers::{Bounce, Home, Job, Outcome, Work, Workers};
+use super::{Blocking, Bounce, Home, Job, Outcome, Work, Workers};
+use crate::fault::Fault;
 use crate::{Kind, Operation, Token};
 
 /// Operations of one queue with the threads at most: some for each thread, so that none idles
@@ -21,9 +20,9 @@ use crate::{Kind, Operation, Token};
 const DEPTH: usize = 16;
 
 #[derive(Debug)]
-pub(super) struct WorkerEngine {
-    medium: Arc<Medium>,
-    workers: Arc<Workers>,
+pub(crate) struct WorkerEngine<M> {
+    medium: Arc<M>,
+    workers: Arc<Workers<M>>,
     home: Home,
     outcomes: Receiver<Outcome>,
     slots: Slab<Slot>,
@@ -39,7 +38,7 @@ struct Slot {
 
 /// What became of a wish to cancel.
 #[derive(Debug)]
-pub(super) enum Cancelled {
+pub(crate) enum Cancelled {
     /// It is not here, or has begun.
     No,
     /// It had not been given to a thread; here it is.
@@ -48,15 +47,19 @@ pub(super) enum Cancelled {
     WillAbort,
 }
 
-impl WorkerEngine {
-    pub(super) fn new(medium: Arc<Medium>, workers: Arc<Workers>, reactor: Handle) -> WorkerEngine {
+impl<M: Blocking> WorkerEngine<M> {
+    pub(crate) fn new(
+        medium: Arc<M>,
+        workers: Arc<Workers<M>>,
+        reactor: Handle,
+    ) -> WorkerEngine<M> {
         let (sender, outcomes) = unbounded();
         let home = Home { outcomes: sender, reactor, woken: Arc::default() };
         let (slots, waiting) = (Slab::new(), VecDeque::new());
         WorkerEngine { medium, workers, home, outcomes, slots, waiting }
     }
 
-    pub(super) fn start(&mut self, operation: Operation) {
+    pub(crate) fn start(&mut self, operation: Operation) {
         if self.waiting.is_empty() && self.slots.len() < DEPTH {
             self.begin(operation);
         } else {
@@ -81,14 +84,14 @@ impl WorkerEngine {
             Kind::Compare => Work::Compare { offset, data: data() },
             Kind::Verify => Work::Verify { offset, len },
             Kind::WriteZeroes { deallocate } => Work::Zero { offset, len, deallocate, durable },
-            Kind::Deallocate => Work::Punch { offset, len },
+            Kind::Deallocate => Work::Deallocate { offset, len },
             Kind::Flush => Work::Sync,
         }
     }
 
     /// Takes what the threads have finished and gives them more. Calls `finished` for each operation
     /// that has come to its end.
-    pub(super) fn poll(&mut self, finished: &mut impl FnMut(Operation, Result<(), Fault>)) {
+    pub(crate) fn poll(&mut self, finished: &mut impl FnMut(Operation, Result<(), Fault>)) {
         if self.outstanding() == 0 {
             return;
         }
@@ -116,7 +119,7 @@ impl WorkerEngine {
     }
 
     /// Gives up an operation that no thread has begun.
-    pub(super) fn cancel(&mut self, token: Token) -> Cancelled {
+    pub(crate) fn cancel(&mut self, token: Token) -> Cancelled {
         if let Some(place) = self.waiting.iter().position(|waiting| waiting.token == token)
             && let Some(operation) = self.waiting.remove(place)
         {
@@ -129,7 +132,7 @@ impl WorkerEngine {
         }
     }
 
-    pub(super) fn outstanding(&self) -> usize {
+    pub(crate) fn outstanding(&self) -> usize {
         self.slots.len() + self.waiting.len()
     }
 }

@@ -1,8 +1,6 @@
-//! What the kernel says of a medium: the alignment that direct I/O needs, and a block device's queue.
+//! Whether a medium can be used directly, and the alignment that this needs.
 
-use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, OFlags, Statx, StatxFlags, fcntl_getfl, fcntl_setfl, statx};
 use rustix::io::{Errno, pread};
@@ -54,37 +52,4 @@ fn read_aligned(file: &OwnedFd, align: u32) -> rustix::io::Result<()> {
     let even = memory.as_ptr().align_offset(size * 2);
     let buffer = memory.get_mut(even + size..even + size * 2).ok_or(Errno::INVAL)?;
     pread(file, buffer, u64::from(align)).map(drop)
-}
-
-/// What sysfs says of a block device's queue; every item may be missing.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct DiskFacts {
-    /// Whether it has a volatile write cache.
-    pub(super) volatile_cache: Option<bool>,
-    /// Whether it can zero, and thereby free, a range by itself.
-    pub(super) write_zeroes: bool,
-    /// Bytes it deallocates at a time.
-    pub(super) discard_granularity: Option<u32>,
-    /// Bytes it likes an I/O to be.
-    pub(super) optimal_io: Option<u32>,
-}
-
-impl DiskFacts {
-    pub(super) fn read(major: u32, minor: u32) -> DiskFacts {
-        let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-        // A partition has no queue of its own, but lies inside its disk's directory.
-        let queues = [device.join("queue"), device.join("../queue")];
-        let item = |name: &str| {
-            let text = queues.iter().find_map(|queue| fs::read_to_string(queue.join(name)).ok());
-            text.map(|text| text.trim().to_owned())
-        };
-        let number = |name: &str| item(name)?.parse::<u64>().ok();
-        let size = |name: &str| u32::try_from(number(name)?).ok().filter(|&size| size > 0);
-        DiskFacts {
-            volatile_cache: item("write_cache").map(|mode| mode != "write through"),
-            write_zeroes: number("write_zeroes_max_bytes").is_some_and(|max| max > 0),
-            discard_granularity: size("discard_granularity"),
-            optimal_io: size("optimal_io_size"),
-        }
-    }
 }

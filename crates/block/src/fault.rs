@@ -1,12 +1,14 @@
 //! What goes wrong with an I/O, and the one table that says what it means.
 
+use nvme::Status;
 use rustix::io::Errno;
 
+use crate::namespace::error_kind;
 use crate::{ErrorKind, Kind};
 
 /// Why an operation did not succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// The system said so.
     System(Errno),
     /// A read met the end of the file, or a write made no progress.
@@ -15,6 +17,8 @@ pub(super) enum Fault {
     Miscompare,
     /// Given up on request, before it had any effect.
     Aborted,
+    /// The controller of an NVMe device said so.
+    Status(Status),
     /// An earlier failure to make data durable forbids to promise it now.
     NotDurable,
     /// Something of ours is wrong.
@@ -23,12 +27,13 @@ pub(super) enum Fault {
 
 impl Fault {
     /// What to answer when an operation of this kind meets this fault.
-    pub(super) fn kind(self, operation: Kind) -> ErrorKind {
+    pub(crate) fn kind(self, operation: Kind) -> ErrorKind {
         match self {
             Fault::System(errno) => of_errno(errno, operation),
             Fault::End => ErrorKind::OutOfRange,
             Fault::Miscompare => ErrorKind::Miscompare,
             Fault::Aborted => ErrorKind::Aborted,
+            Fault::Status(status) => error_kind(status),
             Fault::NotDurable => ErrorKind::MediumWrite,
             Fault::Internal => ErrorKind::Internal,
         }
@@ -36,14 +41,14 @@ impl Fault {
 
     /// Whether this may be how a block device that was pulled out shows: its I/O fails, and as its
     /// size drops to zero, reads end at once and writes find no space.
-    pub(super) fn may_mean_removal(self) -> bool {
+    pub(crate) fn may_mean_removal(self) -> bool {
         matches!(self, Fault::End | Fault::System(Errno::IO | Errno::NOSPC))
     }
 
     /// Whether data that had been written may be lost, so that no later flush may claim that they
     /// are durable. Not so if the call was refused before it did anything; nor, if writes bypass the
     /// page cache, if there was no space for this write: that says nothing of others.
-    pub(super) fn loses_data(self, direct: bool) -> bool {
+    pub(crate) fn loses_data(self, direct: bool) -> bool {
         match self {
             Fault::System(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::ROFS)
             | Fault::Miscompare
@@ -51,7 +56,7 @@ impl Fault {
             | Fault::NotDurable
             | Fault::Internal => false,
             Fault::System(Errno::NOSPC | Errno::DQUOT | Errno::FBIG) | Fault::End => !direct,
-            Fault::System(_) => true,
+            Fault::System(_) | Fault::Status(_) => true,
         }
     }
 }
