@@ -116,8 +116,6 @@ check_vfio_reset_under_load() {
 }
 
 check_vfio_ext4_and_what_the_kernel_finds_of_it() {
-  connect "$nqn_ssds" -i 2
-  use_namespace 1
   ext4_survives
   disconnect
   target_stop
