@@ -133,34 +133,3 @@ check_vfio_a_killed_target_leaves_them_usable() {
   give_back
   fio --name=kernel --filename="$(ssd tg0002n1 disk)" --direct=1 --rw=randwrite --bs=4k --size=256k --verify=crc32c --output="$scratch/fio.log"
 }
-# How the daemon has it: enabled, resetting or failed.
-state_of() {
-  rpc bdev_nvme_get_controllers name="$1" | jq -r '.[0].ctrlrs[0].state'
-}
-
-state_is() {
-  [ "$(state_of "$1")" = "$2" ]
-}
-
-# The system takes it out, which waits until the target has let go of it, and finds it again.
-check_vfio_removal_and_return() {
-  connect "$nqn_ssds" -i 2 --reconnect-delay=1 --ctrl-loss-tmo=60
-  use_namespace 1
-  verified_fio --name=before --rw=randwrite --bs=4k --size=256k
-  fio --name=load --filename="$disk" --direct=1 --ioengine=libaio --iodepth=8 --rw=randrw --bs=4k --size=64M --output="$scratch/fio.log" &
-  local load=$!
-  wait_until 60 writes_arrive
-  timeout 30 tee "/sys/bus/pci/devices/$first/remove" <<<1 || fail "the target does not let go of it"
-  wait_until 10 state_is tg0001 failed || fail "tg0001 is $(state_of tg0001)"
-  kill "$load"
-  # The other one is served as ever.
-  use_namespace 3
-  verified_fio --name=other --rw=randwrite --bs=4k --size=256k
-  echo 1 >/sys/bus/pci/rescan
-  wait_until 20 "$binary" devices bind --i-know "$first" || fail "it cannot be handed over again"
-  wait_until 30 state_is tg0001 enabled || fail "tg0001 is $(state_of tg0001)"
-  disconnect
-  connect "$nqn_ssds" -i 2
-  use_namespace 1
-  verified_fio --name=after --rw=randwrite --bs=4k --size=256k
-}
