@@ -5,6 +5,7 @@ by the command line that its users type and by the calls that programs make.
 does an entry without a method.
 """
 
+import base64
 import contextlib
 import functools
 import io
@@ -469,7 +470,6 @@ ACCEPTED = {
     "bdev_examine": "-b ram",
     "bdev_iscsi_set_options": "-t 3",
     "bdev_nvme_set_hotplug": "--no-hotplug",
-    "bdev_nvme_set_options": "-a none",
     "bdev_raid_set_options": "-w 1024",
     "bdev_set_options": "-p 65535",
     "framework_set_scheduler": "static",
@@ -485,6 +485,77 @@ ACCEPTED = {
     "sock_impl_set_options": "-i posix",
     "sock_set_default_impl": "-i posix",
 }
+
+
+NOWHERE = "fffe:00:1f.7"
+
+
+@drives("bdev_nvme_attach_controller")
+def _(it):
+    line = "bdev_nvme_attach_controller -b Nvme0 -t PCIe"
+    it.is_refused(f"{line} -a {NOWHERE}", -19, "No such device", NOWHERE)
+    sent = "-f ipv4 -s 4420 -n nqn -q nqn -x failover --num-io-queues 2 -l 10 -o 2 -u 5 -m 64 --policy active_passive"
+    it.is_refused(f"{line} -a {NOWHERE} {sent}", -19, NOWHERE)
+    it.is_refused(f"{line} -a nowhere", -32602, "traddr")
+    it.is_refused("bdev_nvme_attach_controller -b Nvme0 -t tcp -a 192.0.2.1", -32602, "trtype")
+    it.is_refused(f"{line} -a {NOWHERE} -l 1 -o 2", -22, "reconnect_delay_sec")
+    it.is_refused(f"{line} -a {NOWHERE} -k key", -32602, "psk")
+    it.is_refused(f"{line} -a {NOWHERE} -r", -32602, "prchk_reftag")
+    it.is_refused(f"{line} -a {NOWHERE} -m 0", -22, "max_bdevs cannot be zero")
+    assert it.types("bdev_get_bdevs") == []
+
+
+@drives("bdev_nvme_detach_controller")
+def _(it):
+    it.is_refused("bdev_nvme_detach_controller Nvme0", -19, "No such device", "Nvme0")
+    it.is_refused(f"bdev_nvme_detach_controller Nvme0 -t PCIe -a {NOWHERE}", -19, "No such device")
+
+
+@drives("bdev_nvme_get_controllers")
+def _(it):
+    assert it.types("bdev_nvme_get_controllers") == []
+    it.is_refused("bdev_nvme_get_controllers -n Nvme0", -22, "Controller Nvme0 does not exist")
+
+
+@drives("bdev_nvme_get_controller_health_info")
+def _(it):
+    it.is_refused("bdev_nvme_get_controller_health_info -c Nvme0", -32603, "Device not found")
+
+
+@drives("bdev_nvme_get_io_paths")
+def _(it):
+    for line in ("bdev_nvme_get_io_paths", "bdev_nvme_get_io_paths -n Nvme0n1"):
+        groups = it.types(line)["poll_groups"]
+        assert groups and all(group["io_paths"] == [] and group["thread"] for group in groups), groups
+
+
+@drives("bdev_nvme_reset_controller")
+def _(it):
+    it.is_refused("bdev_nvme_reset_controller Nvme0", -19, "No such device", "Nvme0")
+
+
+@drives("bdev_nvme_send_cmd")
+def _(it):
+    identify = base64.urlsafe_b64encode(bytes([6]) + bytes(63)).decode()
+    line = f"bdev_nvme_send_cmd -n Nvme0 -t admin -r c2h -c {identify} -D 4096 -T 1000"
+    it.is_refused(line, -32602, "Nvme0")
+    it.is_refused(line.replace("-t admin", "-t io"), -32602, "cmd_type")
+
+
+@drives("bdev_nvme_apply_firmware")
+def _(it):
+    it.is_refused("bdev_nvme_apply_firmware /image Nvme0n1", -32603, "bdev Nvme0n1 could not be opened")
+
+
+@drives("bdev_nvme_set_options")
+def _(it):
+    assert it.types("bdev_nvme_set_options") is True
+    assert it.types("bdev_nvme_set_options -a abort -t 1000000 --timeout-admin-us 2000000 -p 10000 -s 512 -r -1") is True
+    assert it.types("bdev_nvme_set_options -l -1 -o 2 -u 4") is True
+    [options] = [part for part in it.types("framework_get_config bdev") if part["method"] == "bdev_nvme_set_options"]
+    same(options["params"], action_on_timeout="abort", timeout_us=1000000, bdev_retry_count=-1, reconnect_delay_sec=2)
+    it.is_refused("bdev_nvme_set_options -r -2", -22, "bdev_retry_count")
+    it.is_refused("bdev_nvme_set_options -o 0", -22, "reconnect_delay_sec")
 
 
 def is_accepted(it, line):
