@@ -118,16 +118,12 @@ impl CommandEngine {
 
     /// Puts a command into the ring, or notes that it is still to be put there.
     fn put(&mut self, index: usize) {
-        match self.op(index) {
-            Some(op) => {
-                if self.port.submit(op, index as u64).is_err() {
-                    self.ready.push_back(index);
-                }
-            }
-            None => {
-                debug_assert!(false, "a command without the memory for it");
-                self.broken.push(index);
-            }
+        let Some(op) = self.op(index) else {
+            debug_assert!(false, "a command without the memory for it");
+            return self.broken.push(index);
+        };
+        if self.port.submit(op, index as u64).is_err() {
+            self.ready.push_back(index);
         }
     }
 

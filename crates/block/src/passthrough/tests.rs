@@ -156,7 +156,7 @@ proptest! {
             rig.submit(token, KINDS[*kind], *lba, *blocks);
         }
         let ends = rig.finish();
-        prop_assert!(ends.values().all(|end| end.is_ok()), "{:?}", ends);
+        prop_assert!(ends.values().all(Result::is_ok), "{:?}", ends);
         prop_assert!(rig.most.get() <= 128);
         prop_assert_eq!(rig.pool.available(), rig.pool.capacity());
     }
@@ -215,7 +215,7 @@ fn what_there_is_no_command_for_goes_to_the_threads() {
     for (token, kind) in (0..).zip(KINDS) {
         rig.submit(token, kind, 0, 8);
     }
-    assert!(rig.finish().values().all(|end| end.is_err()));
+    assert!(rig.finish().values().all(Result::is_err));
 }
 
 #[test]
