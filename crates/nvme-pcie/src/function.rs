@@ -5,8 +5,9 @@
 //! # Addresses
 //! Whatever a device is to reach is mapped for it at an I/O virtual address (IOVA). These are fixed numbers, not the addresses that the
 //! process has: an IOMMU may have fewer bits than a pointer (39 is common), and an address of a buffer is then computed without
-//! a table. Slab *n* of the arena is at [`ARENA_IOVA`] + *n* x 2 MiB; what a driver has for itself follows from [`OWN_IOVA`] on. Below 4 GiB
-//! there is nothing, since platforms reserve addresses there.
+//! a table. Slab *n* of the arena is at [`ARENA_IOVA`] + *n* x 2 MiB; what a driver has for itself follows from [`OWN_IOVA`] on. Both
+//! lie where machines have neither interrupts nor, as a rule, BARs: an address that is also a BAR's may reach that device, and not memory, and QEMU's controller
+//! refuses its own.
 //!
 //! Rejected: one IOMMU domain for all controllers (pages would be pinned once instead of once per controller, but a controller
 //! that errs would reach the queues of the others).
@@ -22,7 +23,7 @@ use memory::{Arena, RegionId, SLAB_SIZE, Segment, Slab};
 use crate::{Pages, Registers};
 
 /// Where slab 0 of the arena is.
-pub const ARENA_IOVA: u64 = 4 << 30;
+pub const ARENA_IOVA: u64 = 64 << 30;
 
 /// Where a driver's own memory begins: behind as many slabs as a [`RegionId`] can name.
 pub const OWN_IOVA: u64 = ARENA_IOVA + (1 << 16) * SLAB_BYTES;
