@@ -457,7 +457,7 @@ impl Lane {
     /// Takes a seat, and sends again what was in doubt.
     fn sit(&mut self, seat: Option<Seat>) {
         let Some(seat) = seat else { return };
-        self.slots.resize(seat.slots().into(), Slot::default());
+        self.slots.resize(seat.slots().into(), Slot { uses: seat.uses, command: None });
         self.free.extend((0..seat.slots()).rev());
         self.seat = Some(seat);
         for (_, member) in &mut self.members {
@@ -535,7 +535,19 @@ impl Lane {
 }
 
 impl Drop for Lane {
+    /// Whoever opens a namespace on this reactor next takes the seat; not with commands that nobody knows of any more.
     fn drop(&mut self) {
+        let idle = self.is_idle();
+        if let Some(mut seat) = self.seat.take().filter(|_| idle) {
+            seat.acknowledge(true);
+            seat.uses = self.slots.iter().map(|slot| slot.uses).max().unwrap_or(0);
+            let (epoch, state) = self.link.state();
+            if epoch == self.epoch
+                && let State::Running(seats) = &*state
+            {
+                seats.give_back(self.reactor, seat);
+            }
+        }
         self.link.leave(self.reactor);
     }
 }

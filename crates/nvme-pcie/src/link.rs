@@ -29,7 +29,7 @@ pub(crate) enum State {
     Gone,
 }
 
-/// The seats of a session, by reactor; each is taken once.
+/// The seats of a session, by reactor; each is taken by one lane at a time.
 #[derive(Debug)]
 pub(crate) struct Seats(Vec<Mutex<Option<Seat>>>);
 
@@ -40,6 +40,13 @@ impl Seats {
 
     pub(crate) fn take(&self, reactor: usize) -> Option<Seat> {
         lock(self.0.get(reactor)?).take()
+    }
+
+    /// The lane that had it has gone.
+    pub(crate) fn give_back(&self, reactor: usize, seat: Seat) {
+        if let Some(place) = self.0.get(reactor) {
+            *lock(place) = Some(seat);
+        }
     }
 }
 

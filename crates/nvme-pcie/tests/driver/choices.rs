@@ -207,3 +207,24 @@ fn whatever_it_says_to_somebody_elses_command_is_an_answer() {
     assert_eq!(ask(&mut rig, keep_alive), Err(AdminError::NotInService));
     rig.end();
 }
+
+#[test]
+fn queues_that_are_closed_and_opened_again_serve_as_before() {
+    let mut rig = served(Options::default(), 2, &Settings::default());
+    for round in 0..10_u8 {
+        rig.write(1, 0, &[round; 512]).unwrap();
+        for inside in &rig.insides {
+            inside.borrow_mut().queues.clear();
+        }
+        for _ in 0..5 {
+            rig.turn();
+        }
+        if round % 3 == 0 {
+            assert_eq!(reset(&mut rig), Ok(()));
+        }
+        rig.open();
+        assert_eq!(rig.read(1, 0, 1), Ok(vec![round; 512]));
+    }
+    assert_eq!(rig.controller.incidents().resets, 4, "none but those asked for");
+    rig.end();
+}
