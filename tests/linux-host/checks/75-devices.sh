@@ -1,11 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154 # variables pass between the files that `guest` sources together
 # An NVMe controller of the guest's own goes to vfio-pci and back to the kernel; one that is used stays.
-#
-# tools/vm gives the guest one by
-#   VM_KERNEL_ARGUMENTS=intel_iommu=on
-#   VM_QEMU_OPTIONS='-machine q35,kernel-irqchip=split -device intel-iommu -drive file=IMAGE,if=none,format=raw,id=ssd
-#                    -device nvme,serial=TGSSD,drive=ssd'
-# and all that is on it is lost.
+# All that is on it is lost.
 
 # No target is needed.
 prepare_check() {

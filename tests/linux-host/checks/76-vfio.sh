@@ -82,16 +82,7 @@ check_vfio_every_command() {
 }
 
 check_vfio_deallocates() {
-  connect "$nqn_ssds" -i 2
-  local nsid file full
-  for nsid in 1 2; do
-    use_namespace "$nsid"
-    file=tg0001n$nsid
-    fio --name=fill --filename="$disk" --direct=1 --rw=write --bs=1M --offset=128M --size=32M --output="$scratch/fio.log"
-    full=$(kept "$file")
-    blkdiscard -o 128M -l 32M "$disk"
-    [ "$(kept "$file")" -le $((full - (30 << 20))) ] || fail "$file had $full bytes and has $(kept "$file")"
-  done
+  ssd_deallocates
 }
 
 check_vfio_kill_and_restart() {

@@ -102,3 +102,17 @@ start_verified_write_here() {
   writer=$!
   wait_until 60 writes_arrive || fail "the write does not get going"
 }
+
+# What the host discards leaves the files of an SSD, with either block size.
+ssd_deallocates() {
+  connect "$nqn_files" -i 2
+  local nsid file full
+  for nsid in 1 2; do
+    use_namespace "$nsid"
+    file=tg0001n$nsid
+    fio --name=fill --filename="$disk" --direct=1 --rw=write --bs=1M --offset=128M --size=32M --output="$scratch/fio.log"
+    full=$(kept "$file")
+    blkdiscard -o 128M -l 32M "$disk"
+    [ "$(kept "$file")" -le $((full - (30 << 20))) ] || fail "$file had $full bytes and has $(kept "$file")"
+  done
+}
